@@ -1,0 +1,220 @@
+"""The composition root: the only place that wires the parts together."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.applications import Starlette
+
+from amo_receiver import schema
+from amo_receiver.amocrm.fields import Mapping
+from amo_receiver.amocrm.form import Limits
+from amo_receiver.amocrm.keyring import Keyring, environment_source
+from amo_receiver.database import create_engine
+from amo_receiver.documentation import document, error_handlers, page_router, webhook_routes
+from amo_receiver.errors import ConfigurationError
+from amo_receiver.health import Health, management_routes
+from amo_receiver.inbox.batch import GroupCommit
+from amo_receiver.inbox.journal import Journal
+from amo_receiver.inbox.quota import UnparsedQuota
+from amo_receiver.inbox.repository import Repository
+from amo_receiver.inbox.service import Inbox, Reloadable
+from amo_receiver.log import configure, get_logger, set_level
+from amo_receiver.settings import Settings, check, load_settings
+from amo_receiver.watch import KeyringDirectory, Watch
+from amo_receiver.worker.loop import poll
+from amo_receiver.worker.maintenance import prune
+from amo_receiver.worker.retry import Retry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+log = get_logger(__name__)
+
+CALL_MARGIN_MS = 400
+"""How much longer than a lock wait a database call may take before its connection is given up."""
+GRACEFUL_SECONDS = 8
+PRUNE_SECONDS = 3600.0
+QUOTA_SECONDS = 60.0
+
+
+def load_mapping(settings: Settings) -> Mapping:
+    """Read the mapping file, or the shipped one."""
+    if settings.mapping_file is None:
+        return Mapping.parse((files("amo_receiver") / "mapping.toml").read_text("utf-8"))
+    try:
+        return Mapping.parse(settings.mapping_file.read_text("utf-8"))
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"MAPPING_FILE cannot be read ({type(error).__name__}).") from error
+
+
+def load_keyring(settings: Settings, directory: KeyringDirectory | None) -> Keyring:
+    """Join the environment's credentials and the keyring folder's."""
+    secret = settings.amocrm_client_secret.get_secret_value()
+    default = environment_source(settings.amocrm_client_id, secret) if settings.amocrm_client_id else None
+    token, account = settings.amocrm_webhook_token.get_secret_value(), settings.amocrm_account_id
+    return Keyring.build(default, dict(directory.sources) if directory else {}, token or None, account or None)
+
+
+@dataclass
+class Service:
+    """The parts of one process, and the tasks that keep them going."""
+
+    settings: Settings
+    _tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Wire the parts; nothing connects yet."""
+        settings = self.settings
+        directory = KeyringDirectory(settings.amocrm_keyring_dir) if settings.amocrm_keyring_dir else None
+        if directory:
+            directory.load()
+        self.engine = create_engine(settings.db_url.get_secret_value(), settings.db_pool_size)
+        self.current = Reloadable(load_keyring(settings, directory), load_mapping(settings))
+        self.repository = Repository(
+            self.engine,
+            timeout_seconds=(settings.statement_timeout_ms + CALL_MARGIN_MS) / 1000,
+            lock_timeout_ms=settings.statement_timeout_ms,
+        )
+        self.batches = GroupCommit(self.repository)
+        self.quota = UnparsedQuota(settings.unparsed_quota_bytes)
+        self.journal = Journal(settings.log_deliveries_per_second)
+        self.inbox = Inbox(settings, self.current, self.batches, self.quota, self.journal)
+        self.health = Health(self.engine, self.current, schema.known_revisions(settings.migrations_dir))
+        self.watch = Watch()
+        if directory:
+            self.watch.add(directory.revision, lambda: self._reload_keyring(directory))
+        if settings.mapping_file:
+            self.watch.add(settings.mapping_file, self._reload_mapping)
+        self._watch_level()
+
+    def _reload_keyring(self, directory: KeyringDirectory) -> None:
+        self.current.keyring = load_keyring(self.settings, directory)
+
+    def _reload_mapping(self) -> None:
+        self.current.mapping = load_mapping(self.settings)
+        log.info("Mapping reloaded")
+
+    def _watch_level(self) -> None:
+        from pathlib import Path  # noqa: PLC0415 - only here at run time
+
+        self.watch.add(Path(".env"), lambda: set_level(load_settings().log_level))
+
+    async def start(self, *, worker: bool) -> None:
+        """Begin to accept, and with ``worker`` to retry and prune."""
+        self.batches.start()
+        self._spawn(self.watch.run(), "watch")
+        self._spawn(self.health.watch_schema(), "schema")
+        self._spawn(poll("Quota", self._refresh_quota, QUOTA_SECONDS), "quota")
+        self._spawn(poll("Journal", self._flush_journal, 1.0), "journal")
+        if worker:
+            self.start_worker()
+
+    def start_worker(self) -> None:
+        """Begin to retry and prune."""
+        settings = self.settings
+        limits = Limits(settings.max_body_fields, settings.max_body_depth)
+        retry = Retry(self.repository, self.current, limits, settings.worker_batch_events)
+        self._spawn(poll("Worker", retry.run_due, settings.worker_poll_seconds), "worker")
+        self._spawn(poll("Pruning", self._prune, PRUNE_SECONDS, at_once=False), "prune")
+
+    async def _refresh_quota(self) -> None:
+        await self.quota.refresh(self.engine)
+
+    async def _flush_journal(self) -> None:
+        self.journal.flush()
+
+    async def _prune(self) -> None:
+        counts = await prune(self.engine, self.settings.retention_processed_days, self.settings.retention_dead_days)
+        if any(counts.values()):
+            log.info("Pruned", **{what.replace(" ", "_"): count for what, count in counts.items()})
+
+    def _spawn(self, coroutine: Any, name: str) -> None:
+        self._tasks.append(asyncio.create_task(coroutine, name=name))
+
+    async def stop(self) -> None:
+        """Commit what waits, end the tasks and close the connections."""
+        await self.batches.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.journal.close()
+        await self.engine.dispose()
+
+
+class SecondServer(uvicorn.Server):
+    """A server beside the main one, which alone handles signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to the main server."""
+        yield
+
+
+def create_app(settings: Settings | None = None, *, dev: bool = False) -> FastAPI:
+    """Build the public application; with MANAGEMENT_PORT the pages about the process are served there instead."""
+    settings = settings or load_settings(dev)
+    configure(settings)
+    for warning in check(settings, dev):
+        log.warning("%s", warning)
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start(worker=settings.worker_enabled)
+        management = _management_server(service)
+        serving = asyncio.create_task(management.serve()) if management else None
+        try:
+            yield
+        finally:
+            await service.stop()
+            if management and serving:
+                management.should_exit = True
+                await serving
+
+    docs = {"docs_url": "/docs" if settings.docs_enabled else None, "openapi_url": "/openapi.json" if settings.docs_enabled else None}
+    app = FastAPI(lifespan=lifespan, redirect_slashes=False, redoc_url=None, exception_handlers=error_handlers(), **docs)  # type: ignore[arg-type]
+    app.router.routes[:0] = webhook_routes(service.inbox, service.journal, settings)
+    app.include_router(page_router(service.health))
+    if settings.management_port is None:
+        app.router.routes += management_routes(service.health)
+    document(app, settings)
+    app.state.service = service
+    return app
+
+
+def _management_server(service: Service) -> SecondServer | None:
+    if service.settings.management_port is None:
+        return None
+    app = Starlette(routes=management_routes(service.health))
+    host, port = service.settings.management_host, service.settings.management_port
+    return SecondServer(uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, lifespan="off"))
+
+
+def server_options(settings: Settings) -> dict[str, Any]:
+    """Return uvicorn's options for the public port."""
+    return {
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": GRACEFUL_SECONDS,
+        "backlog": settings.max_in_flight_requests,
+    }
+
+
+async def work(settings: Settings) -> None:
+    """Retry and prune until cancelled, without accepting anything."""
+    service = Service(settings)
+    service.start_worker()
+    service._spawn(service.watch.run(), "watch")  # noqa: SLF001
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await service.stop()

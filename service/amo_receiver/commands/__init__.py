@@ -1,0 +1,18 @@
+"""Everything `amo-webhooks` can be told to do; one module for each group of commands."""
+
+from __future__ import annotations
+
+import typer
+
+from amo_receiver.commands import migrate, serve
+
+app = typer.Typer(
+    name="amo-webhooks",
+    help="Receive amoCRM webhooks durably and keep leads and contacts in Postgres in step.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+app.add_typer(migrate.app, name="migrate")
+serve.register(app)

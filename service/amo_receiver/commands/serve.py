@@ -1,0 +1,84 @@
+"""`serve` and `work`: the service and a worker of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import uvicorn
+
+from amo_receiver.app import create_app, server_options, work
+from amo_receiver.errors import ConfigurationError
+from amo_receiver.log import configure, get_logger
+from amo_receiver.settings import check, load_settings
+
+if TYPE_CHECKING:
+    from amo_receiver.settings import Settings
+
+log = get_logger(__name__)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("serve")(serve)
+    app.command("work")(run_worker)
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",  # noqa: S104 - a service in a pod
+    port: Annotated[int, typer.Option(help="Public port.", min=1, max=65535)] = 8000,
+    management_port: Annotated[int | None, typer.Option(help="Port for /livez, /readyz and /keyring; without it they are public.", min=1, max=65535)] = None,
+    no_worker: Annotated[bool, typer.Option("--no-worker", help="Leave retries to `amo-webhooks work`.")] = False,
+    reload: Annotated[bool, typer.Option("--reload", help="Restart when the code changes (development).")] = False,
+) -> None:
+    """Serve the webhook endpoint, with a worker inside.
+
+    Example: amo-webhooks serve --port 8000 --management-port 8001
+    """
+    # As environment, because with --reload another process reads them.
+    if management_port is not None:
+        os.environ["MANAGEMENT_PORT"], os.environ["MANAGEMENT_HOST"] = str(management_port), host
+    if no_worker:
+        os.environ["WORKER_ENABLED"] = "false"
+    settings = load_settings()
+    check(settings, dev=False)
+    if reload:
+        uvicorn.run("amo_receiver.app:create_app", factory=True, host=host, port=port, reload=True, **server_options(settings))
+    else:
+        run_server(settings, host, port)
+
+
+def run_server(settings: Settings, host: str, port: int, *, dev: bool = False) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    app = create_app(settings, dev=dev)
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, **server_options(settings)))
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run()
+    except SystemExit:
+        raise ConfigurationError(f"Port {port} on {host} cannot be listened on: another program has it, or it is not allowed.") from None
+
+
+def run_worker() -> None:
+    """Retry due events and prune old ones, without serving anything.
+
+    Example: amo-webhooks work
+    """
+    settings = load_settings()
+    configure(settings)
+    for warning in check(settings, dev=False):
+        log.warning("%s", warning)
+    asyncio.run(_until_told(settings))
+
+
+async def _until_told(settings: Settings) -> None:
+    task = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: task.cancel() if task else None)
+    with contextlib.suppress(asyncio.CancelledError):
+        await work(settings)

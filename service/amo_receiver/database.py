@@ -1,0 +1,86 @@
+"""Connections to Postgres: a plain libpq URL in, an engine that behaves behind a transaction pooler out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from amo_receiver.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+LIBPQ_ONLY = {"channel_binding", "gssencmode", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"}
+"""Parameters that libpq understands and asyncpg would pass on to the server, which refuses them."""
+CONNECT_TIMEOUT_SECONDS = 2.0
+"""Unless the URL says ``connect_timeout``: below the sender's two seconds."""
+TEMPORARY_CLASSES = {"08", "53", "57"}
+TEMPORARY_STATES = {"40001", "40P01", "55P03"}
+OFFENDING_CLASSES = {"22", "23", "54"}
+
+
+def connect_arguments(url: str) -> dict[str, Any]:
+    """Translate a libpq URL (``sslmode``, socket hosts and ``postgresql+asyncpg://`` included) into asyncpg's arguments.
+
+    Both statement caches are off: behind a pooler that does not know prepared statements, asyncpg's own would run other
+    processes' statements and return their rows.
+    """
+    parts = urlsplit(url)
+    if parts.scheme.partition("+")[0] not in ("postgresql", "postgres"):
+        msg = "DB_URL must start with postgresql://."
+        raise ConfigurationError(msg)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    timeout = float(query.pop("connect_timeout", CONNECT_TIMEOUT_SECONDS) or CONNECT_TIMEOUT_SECONDS)
+    kept = {key: value for key, value in query.items() if key not in LIBPQ_ONLY}
+    dsn = f"postgresql://{parts.netloc}{parts.path}"
+    if kept:
+        dsn += "?" + urlencode(kept, quote_via=quote)
+    return {"dsn": dsn, "timeout": timeout, "statement_cache_size": 0}
+
+
+def connector(url: str, application_name: str = "amo-webhooks") -> Callable[[], Awaitable[asyncpg.Connection]]:
+    """Return a coroutine function that opens one asyncpg connection to ``url``."""
+    arguments = connect_arguments(url)
+    return partial(asyncpg.connect, **arguments, server_settings={"application_name": application_name})
+
+
+def create_engine(url: str, pool_size: int = 10, **options: Any) -> AsyncEngine:
+    """Create the process's engine; at most ``pool_size`` connections, opened when first needed."""
+    return create_async_engine(
+        "postgresql+asyncpg://?prepared_statement_cache_size=0",
+        async_creator=connector(url),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=CONNECT_TIMEOUT_SECONDS,
+        pool_recycle=600,
+        hide_parameters=True,
+        **options,
+    )
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Return the SQLSTATE of a database error (SQLAlchemy's wrapper included), or None where the server gave none."""
+    cause = getattr(error, "orig", None) or error
+    state = getattr(cause, "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
+def is_temporary(state: str | None) -> bool:
+    """Return whether this is the database's trouble and not the event's: no state means that the connection broke or timed out."""
+    return state is None or state[:2] in TEMPORARY_CLASSES or state in TEMPORARY_STATES
+
+
+def is_offending(state: str | None) -> bool:
+    """Return whether the data itself was refused."""
+    return state is not None and state[:2] in OFFENDING_CLASSES
+
+
+def describe(error: BaseException) -> str:
+    """Return SQLSTATE, constraint and the error's type: never its message or DETAIL, which quote the data."""
+    cause = getattr(error, "orig", None) or error
+    parts = [type(cause).__name__, sqlstate(error), getattr(cause, "constraint_name", None)]
+    return " ".join(part for part in parts if part)

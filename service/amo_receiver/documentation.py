@@ -1,0 +1,188 @@
+"""The public HTTP surface: routes, pages for people, and the OpenAPI document of what is plain ASGI.
+
+Every answer documented here is compared with a real one by a test.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastapi import APIRouter
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from amo_receiver.health import test_page
+from amo_receiver.inbox.endpoints import PATH, WebhookEndpoint, envelope
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+    from amo_receiver.health import Health
+    from amo_receiver.inbox.journal import Journal
+    from amo_receiver.inbox.service import Inbox
+    from amo_receiver.settings import Settings
+
+CONTACT = {"name": "Support", "email": "support@asia-deals.com"}
+DESCRIPTION = """Receives webhooks of amoCRM (Kommo): each delivery is verified, parsed, stored, applied to `leads` and `contacts`, and
+committed before it is answered. **200** means committed; **503** means unknown: send it again."""
+JSON_EXAMPLE = {
+    "leads": {
+        "add": [
+            {
+                "id": 12345,
+                "name": "Новый лид",
+                "status_id": 1,
+                "created_at": 1640995200,
+                "custom_fields_values": [{"field_id": 123458, "values": [{"value": "google"}]}],
+            }
+        ]
+    }
+}
+FORM_EXAMPLE = "account[id]=32000001&leads[update][0][id]=12345&leads[update][0][name]=Лид&leads[update][0][last_modified]=1640995200"
+
+
+class Fault(BaseModel):
+    """One problem of a body, or one event that is not applied."""
+
+    path: str = Field(description="Where in the body.", examples=["leads.add[1].id"])
+    message: str = Field(description="What is wrong, without the value.", examples=["is missing"])
+
+
+class Answer(BaseModel):
+    """The envelope of every answer to a webhook."""
+
+    status: Literal["success", "partial", "error"] = Field(description="partial: an event of the body is not in the tables (yet).")
+    message: str
+    events_processed: int = Field(description="Events of the body whose effect is in the tables.")
+    timestamp: str = Field(description="UTC.", examples=["2024-01-01T12:00:00Z"])
+    errors: list[Fault] | None = None
+
+
+class HealthPage(BaseModel):
+    """Whether the service reaches its database."""
+
+    status: Literal["healthy", "unhealthy"]
+    timestamp: str
+    database: Literal["connected", "disconnected"]
+    webhook_endpoint: Literal["active"]
+
+
+class TestPage(BaseModel):
+    """That this is the right address, and what it takes."""
+
+    status: Literal["success"]
+    message: str
+    timestamp: str
+    endpoint: str
+    supported_events: list[str]
+
+
+def webhook_routes(inbox: Inbox, journal: Journal, settings: Settings) -> list[Route]:
+    """Return the two webhook paths, to stand before all others."""
+    endpoint = WebhookEndpoint(inbox, journal, settings)
+    paths = (PATH, PATH + "/", PATH + "/{token:path}")
+    return [Route(path, endpoint, methods=["POST"]) for path in paths]
+
+
+def page_router(health: Health) -> APIRouter:
+    """Return the two pages for people."""
+    router = APIRouter(prefix=PATH, tags=["pages"])
+
+    @router.get("/health", response_model=HealthPage, responses={503: {"model": HealthPage, "description": "No database."}})
+    async def health_page() -> JSONResponse:
+        """Tell whether the database answers; at most one second old. Not a probe: those are /livez and /readyz."""
+        page = await health.page()
+        return JSONResponse(page, 200 if page["status"] == "healthy" else 503)
+
+    @router.get("/test", response_model=TestPage)
+    async def test() -> dict[str, Any]:
+        """Tell that this is the right address."""
+        return test_page()
+
+    return router
+
+
+def error_handlers() -> dict[Any, Any]:
+    """Answer unknown paths and methods in the envelope too."""
+
+    async def http_error(_: Request, error: Exception) -> JSONResponse:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        message = error.detail if isinstance(error, HTTPException) else "Internal error"
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return JSONResponse(envelope("error", message), status, headers)
+
+    return {HTTPException: http_error}
+
+
+def document(app: FastAPI, settings: Settings) -> None:
+    """Add the webhook paths to the OpenAPI document, which FastAPI cannot see in plain ASGI routes."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title="amo-webhooks", version="0.1.0", description=DESCRIPTION, routes=app.routes)
+            schema["info"]["contact"] = CONTACT
+            for model in (Answer, Fault):
+                definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                definition.pop("$defs", None)
+                schema["components"]["schemas"][model.__name__] = definition
+            schema["components"]["securitySchemes"] = {
+                name: {"type": "apiKey", "in": "header", "name": name} for name in ("X-Client-UUID", "X-Signature", "X-Account-ID")
+            }
+            schema["paths"] = {PATH: {"post": _signed(settings)}, PATH + "/{token}": {"post": _by_token(settings)}} | schema["paths"]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _operation(summary: str, description: str, responses: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    form = {"schema": {"type": "string"}, "example": FORM_EXAMPLE}
+    body = {"application/json": {"schema": {"type": "object"}, "example": JSON_EXAMPLE}, "application/x-www-form-urlencoded": form}
+    return {
+        "tags": ["webhooks"],
+        "summary": summary,
+        "description": f"{description} At most {settings.max_body_bytes} bytes.",
+        "requestBody": {"required": False, "content": body},
+        "responses": responses,
+    }
+
+
+def _signed(settings: Settings) -> dict[str, Any]:
+    description = (
+        "`X-Signature` is the hex HMAC-SHA256 of `{X-Client-UUID}|{X-Account-ID}` keyed with the integration's client secret. "
+        "The account id is text and need not be a number."
+    )
+    errors = [{"path": "leads.add[1].id", "message": "is missing"}]
+    responses = _answers(settings) | {"400": _answer("Not usable; nothing of it is stored.", "error", "Invalid data: leads.add[1].id: is missing", errors)}
+    operation = _operation("Signed webhook", description, dict(sorted(responses.items())), settings)
+    operation["operationId"] = "signed_webhook"
+    operation["security"] = [{"X-Client-UUID": [], "X-Signature": [], "X-Account-ID": []}]
+    return operation
+
+
+def _by_token(settings: Settings) -> dict[str, Any]:
+    description = "What amoCRM itself calls: it signs nothing, so the URL holds a token. A body that cannot be parsed is kept as a dead letter."
+    operation = _operation("Webhook of amoCRM itself", description, _answers(settings), settings)
+    operation["operationId"] = "token_webhook"
+    operation["parameters"] = [{"name": "token", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return operation
+
+
+def _answers(settings: Settings) -> dict[str, Any]:
+    retry = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return {
+        "200": _answer("Committed.", "success", "Processed 1 events", None, 1),
+        "401": _answer("No active key matches.", "error", "X-Client-UUID is not known here"),
+        "413": _answer("Too large.", "error", f"The body has more than {settings.max_body_bytes} bytes."),
+        "503": _answer("Unknown whether it is stored: send it again.", "error", "The database is not available.") | {"headers": retry},
+    }
+
+
+def _answer(description: str, status: str, message: str, errors: Any = None, processed: int = 0) -> dict[str, Any]:
+    example = {"status": status, "message": message, "events_processed": processed, "timestamp": "2024-01-01T12:00:00Z", "errors": errors}
+    schema = {"$ref": "#/components/schemas/Answer"}
+    return {"description": description, "content": {"application/json": {"schema": schema, "example": example}}}

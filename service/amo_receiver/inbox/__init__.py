@@ -1,0 +1,1 @@
+"""Durable acceptance: a delivery comes in, is stored and applied, and only then answered."""

@@ -1,0 +1,242 @@
+"""Group commit: requests that arrive together share one transaction.
+
+A flush runs in a task of its own, which no request's cancellation touches. While one is under way the next batch gathers, so a batch
+is as large as the database is slow. A flush that takes longer than usual (a long lock, a stalled connection) does not stop the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from amo_receiver.database import describe, is_offending, sqlstate
+from amo_receiver.errors import Problem, Unavailable
+from amo_receiver.inbox.delivery import Delivery, as_unparsed, new_id
+from amo_receiver.inbox.repository import Settlement
+from amo_receiver.inbox.settling import Failure, settle
+from amo_receiver.log import get_logger
+
+if TYPE_CHECKING:
+    from amo_receiver.inbox.repository import Accepted, Repository
+
+log = get_logger(__name__)
+
+MOST_DELIVERIES = 500
+MOST_BYTES = 8 * 1024 * 1024
+PATIENCE_SECONDS = 0.1
+"""How long the next batch waits for the one under way."""
+MOST_FLUSHES = 4
+SETTLE_LOCK_TIMEOUT_MS = 100
+"""Shorter than the batch's own: what is in the way has been waited for once already."""
+ONCE_MORE = {"40001", "40P01"}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a delivery's answer says: how many of its events have their effect in the tables, and what is wrong with the others."""
+
+    processed: int
+    problems: list[Problem]
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A delivery that waits for its commit. ``stored``: committed as pending, so that only the outcome is open."""
+
+    delivery: Delivery
+    deadline: float
+    answer: asyncio.Future[Outcome]
+    stored: bool = False
+    waiting: set[str] = field(default_factory=set)
+
+    def expire(self) -> None:
+        """Answer at the deadline: what is stored is partial, everything else is unknown."""
+        if self.answer.done():
+            return
+        if self.stored:
+            self.resolve({})
+        else:
+            self.fail("The database did not answer in time.")
+
+    def resolve(self, failures: dict[str, str | None]) -> None:
+        """Answer with the outcome; ``failures`` maps event id → why it is not applied (None: it is); missing ones are not applied yet."""
+        if self.answer.done():
+            return
+        problems = []
+        for event in self.delivery.events:
+            reason = event.error or (failures.get(event.id, "not applied yet") if event.id in self.waiting else None)
+            if reason:
+                problems.append(Problem(event.path, reason))
+        self.answer.set_result(Outcome(len(self.delivery.events) - len(problems), problems))
+
+    def fail(self, message: str) -> None:
+        """Answer 503."""
+        if not self.answer.done():
+            self.answer.set_exception(Unavailable(message))
+
+
+class GroupCommit:
+    """The batches of one process."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._queue: list[Waiter] = []
+        self._filled = asyncio.Event()
+        self._flushes: set[asyncio.Task[None]] = set()
+        self._runner: asyncio.Task[None] | None = None
+
+    async def submit(self, delivery: Delivery, deadline: float) -> Outcome:
+        """Return once the delivery is committed; Unavailable at ``deadline`` (loop time) or when the database is out of reach."""
+        loop = asyncio.get_running_loop()
+        waiter = Waiter(delivery, deadline, loop.create_future())
+        timer = loop.call_at(deadline, waiter.expire)
+        self._queue.append(waiter)
+        self._filled.set()
+        try:
+            return await waiter.answer
+        finally:
+            timer.cancel()
+
+    def start(self) -> None:
+        """Begin to flush."""
+        self._runner = asyncio.create_task(self._run(), name="group-commit")
+
+    async def stop(self) -> None:
+        """Flush what waits, and end."""
+        while self._queue or self._flushes:
+            await asyncio.sleep(0.01)
+        if self._runner:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await self._filled.wait()
+            batch = self._take()
+            if not batch:
+                continue
+            flush = asyncio.create_task(self._flush(batch))
+            self._flushes.add(flush)
+            flush.add_done_callback(self._flushes.discard)
+            await asyncio.wait({flush}, timeout=PATIENCE_SECONDS)
+            while len(self._flushes) >= MOST_FLUSHES:
+                await asyncio.wait(self._flushes, return_when=asyncio.FIRST_COMPLETED)
+
+    def _take(self) -> list[Waiter]:
+        """Take the next batch, without those whose time is over or whose request is gone."""
+        size = count = 0
+        for waiter in self._queue:
+            size += len(waiter.delivery.body)
+            if count and (size > MOST_BYTES or count >= MOST_DELIVERIES):
+                break
+            count += 1
+        batch = [waiter for waiter in self._queue[:count] if not waiter.answer.done()]
+        del self._queue[:count]
+        if not self._queue:
+            self._filled.clear()
+        return batch
+
+    async def _flush(self, batch: list[Waiter]) -> None:
+        try:
+            await self._accept(batch)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the sender is to come again
+            log.error("Batch not stored", deliveries=len(batch), error=describe(error), error_type=type(error).__name__)
+            for waiter in batch:
+                waiter.fail("The database is not available.")
+
+    async def _accept(self, batch: list[Waiter]) -> None:
+        try:
+            accepted = await self._store([waiter.delivery for waiter in batch])
+        except Exception as error:
+            if not is_offending(sqlstate(error)):
+                raise
+            await self._isolate(batch, error)
+            return
+        if accepted.applied:
+            for waiter in batch:
+                waiter.resolve({})
+        else:
+            await self._settle(batch, accepted)
+
+    async def _store(self, deliveries: list[Delivery]) -> Accepted:
+        try:
+            return await self._repository.accept(deliveries)
+        except Exception as error:
+            state = sqlstate(error)
+            lost = isinstance(error, OSError) or (state or "").startswith("08")
+            if not (lost or state in ONCE_MORE):
+                raise
+            # A commit whose answer was lost may have happened: the same ids make the second try harmless.
+            return await self._repository.accept(deliveries)
+
+    async def _isolate(self, batch: list[Waiter], error: Exception) -> None:
+        """Find the delivery whose data the database refuses, and store that one as a raw body with a dead event."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._accept(batch[:middle])
+            await self._accept(batch[middle:])
+            return
+        waiter = batch[0]
+        if waiter.delivery.unparsed:
+            raise error
+        waiter.delivery = as_unparsed(waiter.delivery, describe(error))
+        log.error("Delivery not storable as events", delivery_id=waiter.delivery.id, error_type=type(error).__name__)
+        await self._accept(batch)
+
+    async def _settle(self, batch: list[Waiter], accepted: Accepted) -> None:
+        """Apply what was only stored: the upsert failed, or duplicates have to be left out of it."""
+        pending: list[Settlement] = []
+        for waiter in batch:
+            waiter.stored = True
+            for event in waiter.delivery.events:
+                known = accepted.known.get(event.id)
+                if known is None or known == (event.id, "pending"):
+                    if event.row is not None:
+                        waiter.waiting.add(event.id)
+                        pending.append(Settlement(event.account_id, event.id, event.row, event.entity))
+                elif known.state != "processed":
+                    waiter.waiting.add(event.id)
+        settled = await settle(self._repository, pending, max(waiter.deadline for waiter in batch), SETTLE_LOCK_TIMEOUT_MS)
+        reasons = {event_id: str(failure) if failure else None for event_id, failure in settled.items()}
+        for event_id, known in accepted.known.items():
+            reasons.setdefault(event_id, reasons.get(known.of, f"its first copy is {known.state}"))
+        for waiter in batch:
+            waiter.resolve(reasons)
+        await self._note(pending, settled)
+
+    async def _note(self, pending: list[Settlement], settled: dict[str, Failure | None]) -> None:
+        """Write down the failed first attempts; one that was the database's trouble is given back."""
+        counted: list[dict[str, Any]] = []
+        deferred: list[dict[str, Any]] = []
+        attempts: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        for each in pending:
+            failure = settled.get(each.event_id)
+            if failure is None:
+                continue
+            key = {"account_id": each.account_id, "id": each.event_id, "error": str(failure), "permanent": False}
+            (deferred if failure.temporary else counted).append(key)
+            attempts[failure.temporary].append(attempt_record(each.account_id, each.event_id, 1, "accept", failure))
+            log.warning("Event not applied yet", event_id=each.event_id, error=str(failure))
+        try:
+            if counted:
+                await self._repository.fail(counted, attempts[False])
+            if deferred:
+                await self._repository.defer(deferred, attempts[True])
+        except Exception as error:  # noqa: BLE001 - they are pending and due in five seconds, noted or not
+            log.warning("Failed attempts not written down", error=describe(error))
+
+
+def attempt_record(account_id: str, event_id: str, number: int, kind: str, failure: Failure | None, started_at: str = "now") -> dict[str, Any]:
+    """Return a row of ``attempts``."""
+    outcome = "applied" if failure is None else "deferred" if failure.temporary else "failed"
+    return {
+        "account_id": account_id,
+        "event_id": event_id,
+        "id": new_id(),
+        "number": number,
+        "kind": kind,
+        "outcome": outcome,
+        "started_at": started_at,
+        "error": str(failure) if failure else None,
+    }

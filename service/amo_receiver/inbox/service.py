@@ -1,0 +1,166 @@
+"""Accept a delivery: verify, parse, store, apply, commit; then answer."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from amo_receiver.amocrm.events import Body, Item, read_body
+from amo_receiver.amocrm.form import Limits, decode
+from amo_receiver.errors import InvalidBody, Problem, Unauthorized, Unavailable, Unparsable
+from amo_receiver.inbox.delivery import Credential, Delivery, Headers, add_events, as_unparsed, cut_body, open_delivery
+from amo_receiver.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from amo_receiver.amocrm.fields import Mapping
+    from amo_receiver.amocrm.keyring import Keyring, Match
+    from amo_receiver.inbox.batch import GroupCommit, Outcome
+    from amo_receiver.inbox.journal import Journal
+    from amo_receiver.inbox.quota import UnparsedQuota
+    from amo_receiver.settings import Settings
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Reloadable:
+    """What files decide and a reload replaces while the process runs."""
+
+    keyring: Keyring
+    mapping: Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """A verified request: whose key it was, and the account it speaks for (None: its body decides).
+
+    ``signed`` requests are strict: a body that is not usable is refused. On the token path amoCRM itself is calling, which would
+    only repeat the same body and count the answer against the hook, so there it is stored as a dead letter.
+    """
+
+    match: Match
+    account_id: str | None
+    signed: bool
+
+    @property
+    def credential(self) -> Credential:
+        """The key without its secret."""
+        return Credential(self.match.source.name, self.match.kind, self.match.fingerprint)
+
+
+class Inbox:
+    """Acceptance in one process."""
+
+    def __init__(
+        self, settings: Settings, current: Reloadable, batches: GroupCommit, quota: UnparsedQuota, journal: Journal
+    ) -> None:
+        self.current = current
+        self._settings = settings
+        self._limits = Limits(settings.max_body_fields, settings.max_body_depth)
+        self._batches = batches
+        self._quota = quota
+        self._journal = journal
+        self._requests = 0
+        self._bytes = 0
+
+    def verify_signed(self, client_uuid: str, signature: str, account_id: str) -> Permit:
+        """Return the permit of a signed request, before its body is read; Unauthorized otherwise."""
+        match = self.current.keyring.verify_signature(client_uuid, signature, account_id, datetime.now(UTC))
+        return Permit(match, match.account_id, signed=True)
+
+    def verify_token(self, token: str) -> Permit:
+        """Return the permit of amoCRM's own request, before its body is read; Unauthorized otherwise."""
+        match = self.current.keyring.verify_token(token, datetime.now(UTC))
+        return Permit(match, match.account_id, signed=False)
+
+    @contextmanager
+    def admit(self, size: int) -> Iterator[None]:
+        """Hold a place for a request of ``size`` bytes; Unavailable when there is too much in flight."""
+        if self._requests >= self._settings.max_in_flight_requests or self._bytes + size > self._settings.max_in_flight_bytes:
+            raise Unavailable("Too many requests in flight.", retry_after=1)
+        self._requests += 1
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            self._bytes -= size
+
+    async def accept(self, permit: Permit, headers: Headers, body: bytes, received_at: float, deadline: float) -> Outcome:
+        """Return once the delivery and its events are committed; ``received_at`` in unix seconds, ``deadline`` in loop time."""
+        delivery = self._open(permit, headers, body, received_at)
+        outcome = await self._batches.submit(delivery, deadline)
+        self._journal.accepted(delivery, permit, outcome.processed, time.time() - received_at)
+        return outcome
+
+    def _open(self, permit: Permit, headers: Headers, body: bytes, received_at: float) -> Delivery:
+        delivery = open_delivery(permit.account_id or "", received_at, permit.credential, headers, body)
+        try:
+            parsed = read_body(decode(body, headers.content_type or "", self._limits), received_at)
+        except Unparsable as error:
+            if permit.signed:
+                raise InvalidBody([error.problem]) from error
+            return self._keep_unparsed(delivery, error)
+        self._check_account(permit, parsed)
+        problems = [item.problem for item in parsed.items if item.problem is not None]
+        if permit.signed and problems:
+            raise InvalidBody(problems)
+        add_events(delivery, parsed.items, lambda item: account_of(permit, parsed, item), self.current.mapping.for_account)
+        if not parsed.items:
+            delivery.account_id = permit.account_id or parsed.account_id or ""
+        _warn(delivery, parsed.items, problems)
+        return delivery
+
+    def _keep_unparsed(self, delivery: Delivery, error: Unparsable) -> Delivery:
+        delivery = as_unparsed(delivery, error.problem)
+        if not self._quota.spend(delivery.credential.source, len(delivery.body)):
+            cut_body(delivery)
+            log.error("Quota for unparsable bodies used up; body cut", source=delivery.credential.source, delivery_id=delivery.id,
+                      bytes=delivery.body_bytes, error_type="UnparsedQuotaExceeded")  # fmt: skip
+        log.error("Body not parsable, kept as a dead letter: %s", error.problem, delivery_id=delivery.id, error_type="Unparsable")
+        return delivery
+
+    def _check_account(self, permit: Permit, parsed: Body) -> None:
+        """Refuse a body that speaks of another account than its credential."""
+        if permit.account_id is None:
+            accounts = permit.match.source.accounts
+            claimed = {account for account in (parsed.account_id, *(item.account_id for item in parsed.items)) if account}
+            if accounts is not None and not claimed <= accounts:
+                raise Unauthorized("The body is for an account this source does not serve; add it to the source's accounts.")
+            return
+        claimed = {parsed.account_id} if parsed.account_id else {item.account_id for item in parsed.items if item.account_id}
+        if claimed <= {permit.account_id}:
+            return
+        if permit.signed:
+            raise InvalidBody([_foreign_account()])
+        raise Unauthorized("The body is for another account than its token; put that account's own URL into its webhook settings.")
+
+
+def account_of(permit: Permit, body: Body, item: Item) -> str:
+    """Return whose event an item is: the credential's account, the body's, the item's own, or the only one there can be."""
+    account_id = permit.account_id or body.account_id or item.account_id
+    if account_id:
+        return account_id
+    accounts = permit.match.source.accounts
+    if accounts is not None and len(accounts) == 1:
+        return next(iter(accounts))
+    return f"subdomain:{body.subdomain}" if body.subdomain else ""
+
+
+def _foreign_account() -> Problem:
+    return Problem("account.id", "is not the account of the X-Account-ID header")
+
+
+def _warn(delivery: Delivery, items: list[Item], problems: list[Problem]) -> None:
+    ahead = sum(item.ahead for item in items)
+    if ahead:
+        log.warning("Event times over 10 minutes ahead of ours count as absent", delivery_id=delivery.id, events=ahead)
+    for problem in problems:
+        log.error("Item not usable, kept as a dead letter: %s", problem, delivery_id=delivery.id, error_type="InvalidBody")
+
+

@@ -1,0 +1,34 @@
+"""The states of an event, and how an event moves between them.
+
+pending
+    Stored, its effect not yet in the tables. Due at ``available_at``. A worker moves it on: to processed when its effect is
+    committed, to dead after the third failed attempt. Trouble of the database gives the attempt back and only moves ``available_at``.
+    Most events are never pending: they are stored and applied in one transaction. An outage ends, so nothing stays pending for good.
+
+processed
+    Its effect is in the tables (``applied``), or it has none besides being stored (``recorded``: tasks, notes, talks, messages …).
+    Applied includes superseded: every column it wrote had a newer version already. Final, until pruned after ``RETENTION_PROCESSED_DAYS``.
+
+dead
+    Given up on: it failed three times, one item of its body was unusable, or the whole body was unparsable (``entity='unparsed'``).
+    ``last_error`` says why. ``amo-webhooks replay`` makes it pending again, and so does a repeated delivery of the same event.
+    Pruned after ``RETENTION_DEAD_DAYS``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+State = Literal["pending", "processed", "dead"]
+Effect = Literal["applied", "recorded"]
+
+MAX_ATTEMPTS = 3
+DELAYS_SECONDS = {1: 5, 2: 30, 3: 30}
+"""How long after attempt n the event is due again; after the third it is dead, unless the process died during it."""
+DEFERRAL_SECONDS = 5
+MAX_DEFERRAL_SECONDS = 300
+
+
+def deferral_seconds(deferrals: int) -> int:
+    """Return how long to wait after the database's own trouble: 5 s, doubling to 5 min."""
+    return min(DEFERRAL_SECONDS * 2 ** min(deferrals, 10), MAX_DEFERRAL_SECONDS)

@@ -1,0 +1,36 @@
+"""The worker: polls for due events with jitter, so that many workers do not ask in step."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+from amo_receiver.database import describe
+from amo_receiver.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+log = get_logger(__name__)
+
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+async def poll(name: str, work: Callable[[], Awaitable[object]], seconds: float, *, at_once: bool = True) -> None:
+    """Call ``work`` every ``seconds`` (± 25 %) until cancelled, at once again while it returns something true.
+
+    Its errors are logged and slow the polling down to twice a minute; they never end it.
+    """
+    pause = seconds
+    if not at_once:
+        await asyncio.sleep(seconds * random.random())  # noqa: S311 - spreads load
+    while True:
+        try:
+            more = await work()
+        except Exception as error:  # noqa: BLE001 - the database may be away for a while
+            log.warning("%s could not run", name, error=describe(error))
+            pause = min(max(pause, seconds) * 2, max(LONGEST_PAUSE_SECONDS, seconds))
+        else:
+            pause = 0.0 if more else seconds
+        await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
