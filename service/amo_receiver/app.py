@@ -74,8 +74,11 @@ class Service:
         """Wire the parts; nothing connects yet."""
         settings = self.settings
         directory = KeyringDirectory(settings.amocrm_keyring_dir) if settings.amocrm_keyring_dir else None
-        if directory:
-            directory.load()
+        self.watch = Watch()
+        if directory:  # watched before it is read for the first time, or a change in between would be missed
+            self.watch.add(directory.revision, lambda: self._reload_keyring(directory))
+        if settings.mapping_file:
+            self.watch.add(settings.mapping_file, self._reload_mapping)
         self.engine = create_engine(settings.db_url.get_secret_value(), settings.db_pool_size)
         self.current = Reloadable(load_keyring(settings, directory), load_mapping(settings))
         self.repository = Repository(
@@ -88,11 +91,6 @@ class Service:
         self.journal = Journal(settings.log_deliveries_per_second)
         self.inbox = Inbox(settings, self.current, self.batches, self.quota, self.journal)
         self.health = Health(self.engine, self.current, schema.known_revisions(settings.migrations_dir))
-        self.watch = Watch()
-        if directory:
-            self.watch.add(directory.revision, lambda: self._reload_keyring(directory))
-        if settings.mapping_file:
-            self.watch.add(settings.mapping_file, self._reload_mapping)
         self._watch_level()
 
     def _reload_keyring(self, directory: KeyringDirectory) -> None:
@@ -107,18 +105,21 @@ class Service:
 
         self.watch.add(Path(".env"), lambda: set_level(load_settings().log_level))
 
-    async def start(self, *, worker: bool) -> None:
-        """Begin to accept, and with ``worker`` to retry and prune."""
-        self.batches.start()
+    def start(self, *, accept: bool = True, worker: bool) -> None:
+        """Begin to accept, to retry and prune (``worker``), or both."""
         self._spawn(self.watch.run(), "watch")
+        if accept:
+            self._start_accepting()
+        if worker:
+            self._start_worker()
+
+    def _start_accepting(self) -> None:
+        self.batches.start()
         self._spawn(self.health.watch_schema(), "schema")
         self._spawn(poll("Quota", self._refresh_quota, QUOTA_SECONDS), "quota")
         self._spawn(poll("Journal", self._flush_journal, 1.0), "journal")
-        if worker:
-            self.start_worker()
 
-    def start_worker(self) -> None:
-        """Begin to retry and prune."""
+    def _start_worker(self) -> None:
         settings = self.settings
         limits = Limits(settings.max_body_fields, settings.max_body_depth)
         retry = Retry(self.repository, self.current, limits, settings.worker_batch_events)
@@ -168,7 +169,7 @@ def create_app(settings: Settings | None = None, *, dev: bool = False) -> FastAP
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await service.start(worker=settings.worker_enabled)
+        service.start(worker=settings.worker_enabled)
         management = _management_server(service)
         serving = asyncio.create_task(management.serve()) if management else None
         try:
@@ -212,8 +213,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
 async def work(settings: Settings) -> None:
     """Retry and prune until cancelled, without accepting anything."""
     service = Service(settings)
-    service.start_worker()
-    service._spawn(service.watch.run(), "watch")  # noqa: SLF001
+    service.start(accept=False, worker=True)
     try:
         await asyncio.Event().wait()
     finally:

@@ -42,23 +42,22 @@ def connect_arguments(url: str) -> dict[str, Any]:
     return {"dsn": dsn, "timeout": timeout, "statement_cache_size": 0}
 
 
-def connector(url: str, application_name: str = "amo-webhooks") -> Callable[[], Awaitable[asyncpg.Connection]]:
+def connector(url: str, command_timeout_seconds: float | None) -> Callable[[], Awaitable[asyncpg.Connection]]:
     """Return a coroutine function that opens one asyncpg connection to ``url``."""
-    arguments = connect_arguments(url)
-    return partial(asyncpg.connect, **arguments, server_settings={"application_name": application_name})
+    settings = {"application_name": "amo-webhooks"}
+    return partial(asyncpg.connect, **connect_arguments(url), command_timeout=command_timeout_seconds, server_settings=settings)
 
 
-def create_engine(url: str, pool_size: int = 10, **options: Any) -> AsyncEngine:
+def create_engine(url: str, pool_size: int = 10, command_timeout_seconds: float | None = 30.0) -> AsyncEngine:
     """Create the process's engine; at most ``pool_size`` connections, opened when first needed."""
     return create_async_engine(
         "postgresql+asyncpg://?prepared_statement_cache_size=0",
-        async_creator=connector(url),
+        async_creator=connector(url, command_timeout_seconds),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
         pool_recycle=600,
         hide_parameters=True,
-        **options,
     )
 
 

@@ -88,7 +88,7 @@ def configure(settings: Settings) -> None:
 def _file_handler(path: Path) -> logging.Handler:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return RotatingFileHandler(path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILES_KEPT, encoding="utf-8", errors="backslashreplace")
+        return RotatingFileHandler(path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_FILES_KEPT, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"LOG_FILE {path} cannot be written: {error.strerror}") from error
 
@@ -235,5 +235,5 @@ class DeliveryLog:
         """Write the summary of what was withheld."""
         if self._withheld:
             noun = "delivery" if self._withheld == 1 else "deliveries"
-            self._logger.info(f"… and {self._withheld} more {noun} in the last second")
+            self._logger.info("… and %d more %s in the last second", self._withheld, noun)
         self._withheld = 0

@@ -85,7 +85,7 @@ async def upgrade(url: str, migrations: Path, target: str, say: Callable[[str], 
     Any number of processes may call this at once. A database at a later revision than this code knows is left as it is.
     """
     known = known_revisions(migrations)
-    engine = create_engine(url, pool_size=2)
+    engine = create_engine(url, pool_size=2, command_timeout_seconds=None)
     try:
         async with engine.connect() as guard, _guarded(guard, say):
             revision = await read_revision(engine)

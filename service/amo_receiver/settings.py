@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     amocrm_keyring_dir: Path | None = _setting(None, "Folder with a keyring file per source, read again within 2 s of a change.")
     db_url: SecretStr = _setting(NO_SECRET, "Database, as a plain postgresql:// URL; may lead through a pooler.")
     db_direct_url: SecretStr = Field(
-        default_factory=lambda known: known.get("db_url", NO_SECRET),
+        default_factory=lambda known: known["db_url"],
         description="Database without a pooler in between, for migrations.",
         json_schema_extra={"shown": "`DB_URL`"},
     )
@@ -89,12 +89,12 @@ class Settings(BaseSettings):
         67_108_864, "Per source, bytes of unparsable bodies kept whole; beyond it the first 64 KiB of each are kept.", ge=0
     )
     worker_poll_seconds: float = _setting(1.0, "How often the worker looks for due events.", gt=0, le=3_600, allow_inf_nan=False)
+    worker_batch_events: int = _setting(50, "Most due events the worker takes at once.", ge=1, le=10_000)
     worker_enabled: bool = _setting(True, "Whether the serving process also retries and prunes.")
     management_port: int | None = _setting(
         None, "Port for /livez, /readyz and /keyring; without it they are on the public one.", ge=1, le=65_535
     )
     management_host: str = _setting("0.0.0.0", "Address the management port listens on.")  # noqa: S104 - a pod's
-    worker_batch_events: int = _setting(50, "Most due events the worker takes at once.", ge=1, le=10_000)
 
 
 def load_settings(dev: bool = False, **overrides: Any) -> Settings:
@@ -107,7 +107,9 @@ def load_settings(dev: bool = False, **overrides: Any) -> Settings:
         settings = Settings(**overrides)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-        problem = "; ".join(f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in problems)
+        # Where DB_DIRECT_URL is left to its default, another variable's mistake is reported as its own, too.
+        own = [item for item in problems if item["type"] != "default_factory_not_called"]
+        problem = "; ".join(f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in own)
     except (OSError, UnicodeError) as error:
         problem = f".env cannot be read ({type(error).__name__})"
     else:

@@ -37,7 +37,7 @@ def signature(path: Path) -> Hashable:
 
 
 def _stat_signature(path: Path) -> Hashable:
-    # The resolved path is there for Kubernetes volumes, which swap the folder behind a symlink; mode and ctime for a chmod that mends a file.
+    # Kubernetes volumes swap the folder behind a symlink, hence the resolved path; a chmod mends a file, hence mode and ctime.
     try:
         status = path.stat()
         return (os.path.realpath(path), status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -113,9 +113,9 @@ class KeyringDirectory:
         problems: set[tuple[str, str]] = set()
         newer = list(self._read(problems))
         for file, problem in sorted(problems - self._problems):
-            logger.warning(f"Keyring file ignored, what was loaded before stays in force: {problem}", file=file)
+            logger.warning("Keyring file ignored, what was loaded before stays in force: %s", problem, file=file)
         for source in newer:
-            logger.info(f"Keyring source loaded: {source.name}", generation=source.generation, keys=len(source.keys))
+            logger.info("Keyring source loaded: %s", source.name, generation=source.generation, keys=len(source.keys))
         self._problems = problems
         self._settled = self._settled and not problems
         self._sources |= {source.name: source for source in newer}

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
-from servers import connect, run_sql
 
 from amo_receiver.embedded import EmbeddedPostgres, default_data_dir, unprivileged_account
 from amo_receiver.embedded.processes import command_line, run_as, wait_until
 from amo_receiver.embedded.programs import copy_programs, installed_programs
 from amo_receiver.errors import CommandError
+from servers import connect, run_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

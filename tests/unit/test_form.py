@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from amo_receiver.amocrm.form import Limits, decode
 from amo_receiver.errors import Unparsable
-from tests.factories import http_build_query
+from factories import http_build_query
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -350,7 +350,7 @@ def test_flat_fields_are_read_as_the_standard_library_reads_them(written: str) -
 
 @given(json_documents, st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_json_is_limited_by_exactly_what_it_holds(document: dict[str, Any], ascii_only: bool) -> None:  # noqa: FBT001
+def test_json_is_limited_by_exactly_what_it_holds(document: dict[str, Any], ascii_only: bool) -> None:
     """Brackets, commas and quotes inside strings count for nothing."""
     written = json.dumps(document, ensure_ascii=ascii_only).encode()
     limits = Limits(max_fields=leaves_of(document), max_depth=depth_of(document), max_containers=containers_of(document))

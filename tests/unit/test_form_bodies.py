@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_receiver.amocrm.form import decode
-from tests.factories import BODIES, body, contact, form_body, http_build_query, json_body, lead, lead_v4
+from factories import BODIES, body, contact, form_body, http_build_query, json_body, lead, lead_v4
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,7 +103,8 @@ MEANING: dict[str, tuple[Mapping[str, str | None], str, dict[str, Any]]] = {
         ROMASHKA,
         "leads.note.0",
         {
-            "note.text": "Этажей?\nДва\n\nПлощадь, м²\n149\n\nhttps://forms.example.test/q?utm_source=ig&amp;utm_medium=test&amp;utm_campaign=look+quiz"
+            "note.text": "Этажей?\nДва\n\nПлощадь, м²\n149\n\n"
+            "https://forms.example.test/q?utm_source=ig&amp;utm_medium=test&amp;utm_campaign=look+quiz"
         },
     ),
     "leads-note.form": (
@@ -248,7 +249,8 @@ def test_the_factories_encode_as_php() -> None:
         "q~": 1,
     }
     assert http_build_query(document) == (
-        b"a%5Bb+c%5D=%7Ex-_.%C3%A9%26%3D%2B&a%5Bt%5D=1&a%5Bf%5D=0&a%5Bl%5D%5B0%5D=1&a%5Bl%5D%5B1%5D=2&a%5Bi%5D=-5&a%5Bk%0A%5D=%0A&x%5By%5D=1&e=&q%7E=1"
+        b"a%5Bb+c%5D=%7Ex-_.%C3%A9%26%3D%2B&a%5Bt%5D=1&a%5Bf%5D=0"
+        b"&a%5Bl%5D%5B0%5D=1&a%5Bl%5D%5B1%5D=2&a%5Bi%5D=-5&a%5Bk%0A%5D=%0A&x%5By%5D=1&e=&q%7E=1"
     )
     with pytest.raises(TypeError, match="float"):
         http_build_query({"a": 1.5})

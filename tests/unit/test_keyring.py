@@ -1,4 +1,4 @@
-"""Signatures, URL tokens and keyring files."""
+"""Signatures and URL tokens against the keyring."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from amo_receiver.amocrm.keyring import LONGEST_ACCOUNT_CHARS, LONGEST_TOKEN_CHARS, Key, Keyring, Source, environment_source, url_token
-from amo_receiver.amocrm.keyring_file import MOST_SECRET_BYTES, parse_source
-from amo_receiver.errors import ConfigurationError, Unauthorized
+from amo_receiver.errors import Unauthorized
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
@@ -46,7 +45,7 @@ def keyring(*sources: Source, token: str | None = None, account: str | None = No
 
 
 def test_a_signature_as_the_user_s_script_makes_it_is_accepted() -> None:
-    """hex HMAC-SHA256(client secret, "uuid|account"), against a value computed elsewhere, is a match for that account."""
+    """Hex HMAC-SHA256(client secret, "uuid|account"), against a value computed elsewhere, is a match for that account."""
     ring = Keyring.build(environment_source("test-uuid", "test-secret"), {}, None, None)
     signature = "58cf918a91c1397324466a7ba0419b166dcf969f7cef3e3ddc5d96cef7097ae5"
     match = ring.verify_signature("test-uuid", signature, "test-account", NOW)
@@ -104,9 +103,7 @@ def test_upper_case_hex_is_accepted() -> None:
 def test_an_account_beyond_ascii_is_text_whatever_the_header_s_encoding(account: str, encoding: str) -> None:
     """Header bytes reach us decoded as latin-1; the signature is over the text, and the match holds the text."""
     header = account.encode(encoding).decode("latin-1")
-    match = keyring(source(signing_key("right"), accounts={account})).verify_signature(
-        CLIENT, sign("right", account=account), header, NOW
-    )
+    match = keyring(source(signing_key("right"), accounts={account})).verify_signature(CLIENT, sign("right", account=account), header, NOW)
     assert match.account_id == account
 
 
@@ -250,6 +247,17 @@ def test_the_plain_token_is_for_its_account_or_for_any(account: str | None) -> N
         assert match.fingerprint == hashlib.sha256(b"amo-webhooks\0" + token.encode()).hexdigest()[:12]
 
 
+def test_no_token_beyond_the_bound_is_looked_at() -> None:
+    """A long URL costs a look at its length; settings refuse such a token at start."""
+    for length, accepted in ((LONGEST_TOKEN_CHARS, True), (LONGEST_TOKEN_CHARS + 1, False)):
+        ring = keyring(token="t" * length)
+        if accepted:
+            assert ring.verify_token("t" * length, NOW)
+        else:
+            with pytest.raises(Unauthorized):
+                ring.verify_token("t" * length, NOW)
+
+
 def test_without_a_plain_token_an_empty_one_is_refused() -> None:
     """An unset token is not an empty password."""
     for unset in (None, ""):
@@ -310,7 +318,7 @@ def test_the_report_tells_every_key_and_no_secret() -> None:
 
 
 def test_no_secret_shows_in_a_representation_or_an_error() -> None:
-    """repr and str of key, source, match and keyring, and every refusal, are free of secrets."""
+    """The repr and str of key, source, match and keyring, and every refusal, are free of secrets."""
     keys = (signing_key(MARK), url_key(MARK), signing_key(MARK + "old", not_after=NOW))
     ring = keyring(source(*keys, accounts={"77"}), token=MARK + "token")
     shown = [
@@ -371,150 +379,6 @@ def test_no_input_raises_anything_but_unauthorized(client: str, signature: str, 
     ):
         with pytest.raises(Unauthorized):
             attempt()
-
-
-def document(**changes: Any) -> dict[str, Any]:
-    keys = [
-        {"kind": "client_secret", "secret": MARK, "state": "current", "not_before": None, "not_after": None},
-        {
-            "kind": "url_key",
-            "secret": "ключ",
-            "state": "next",
-            "not_before": "2026-11-22T12:00:00Z",
-            "not_after": "2026-11-22T15:00:00+02:00",
-        },
-    ]
-    return {"version": 1, "generation": 7, "client_id": CLIENT, "accounts": None, "keys": keys} | changes
-
-
-def with_key(**changes: Any) -> dict[str, Any]:
-    return document(keys=[document()["keys"][0] | changes])
-
-
-def test_a_keyring_file_is_read_whole() -> None:
-    """Every field of the schema arrives, times with their zones, unknown fields are passed over."""
-    text = json.dumps(document(accounts=["77", "78"], note="later") | {"keys": [key | {"extra": 1} for key in document()["keys"]]})
-    expected = Source(
-        "acme",
-        CLIENT,
-        7,
-        frozenset({"77", "78"}),
-        (signing_key(MARK), url_key("ключ", state="next", not_before=NOW, not_after=NOW + timedelta(hours=1))),
-    )
-    assert (
-        parse_source("acme", text)
-        == parse_source("acme", text.encode())
-        == parse_source("acme", b"\xef\xbb\xbf" + text.encode())
-        == expected
-    )
-    assert parse_source("acme", json.dumps(document())).accounts is None
-
-
-def test_times_may_be_left_out_and_a_source_may_have_no_keys_or_no_client() -> None:
-    """A revoked source has no keys; one that only serves URLs has no client id."""
-    bare = {"kind": "url_key", "secret": "u", "state": "current"}
-    for client_id in ("", None):
-        parsed = parse_source("acme", json.dumps(document(client_id=client_id, keys=[bare])))
-        assert (parsed.client_id, parsed.keys) == ("", (url_key("u"),))
-    assert parse_source("acme", json.dumps(document(keys=[]))).keys == ()
-
-
-@pytest.mark.parametrize(
-    ("field", "content"),
-    [
-        ("empty", ""),
-        ("empty", "  \n"),
-        ("not JSON", "{"),
-        ("not JSON", '{"keys": "' + MARK),
-        ("not JSON", "[" * 100_000),
-        ("not JSON", '{"generation": ' + "9" * 5_000 + "}"),
-        ("not JSON", b'{"secret": "' + MARK.encode() + b'\xff"}'),
-        ("object", "[]"),
-        ("object", "null"),
-        ("object", json.dumps(MARK)),
-        ("version", document(version=2)),
-        ("version", document(version=True)),
-        ("version", document(version="1")),
-        ("version", document(version=1.0)),
-        ("version", {}),
-        ("generation", document(generation=-1)),
-        ("generation", document(generation="7")),
-        ("generation", document(generation=None)),
-        ("generation", document(generation=7.5)),
-        ("generation", document(generation=True)),
-        ("generation", document(generation=2**63)),
-        ("client_id", document(client_id="")),
-        ("client_id", document(client_id=None)),
-        ("client_id", document(client_id=5)),
-        ("client_id", document(client_id="a|b")),
-        ("client_id", document(client_id="a\ud800")),
-        ("client_id", {name: value for name, value in document(keys=[]).items() if name != "client_id"}),
-        ("accounts", {name: value for name, value in document().items() if name != "accounts"}),
-        ("accounts", document(accounts="77")),
-        ("accounts", document(accounts=[77])),
-        ("accounts", document(accounts=["77", ""])),
-        ("accounts", document(accounts={"77": 1})),
-        ("keys", document(keys=None)),
-        ("keys", document(keys={})),
-        (r"keys\[1\]", document(keys=[*document()["keys"][:1], MARK])),
-        (r"keys\[0\].kind", with_key(kind="token")),
-        (r"keys\[0\].kind", with_key(kind=None)),
-        (r"keys\[0\].kind", with_key(kind=[])),
-        (r"keys\[0\].state", with_key(state="retired")),
-        (r"keys\[0\].state", with_key(state=None)),
-        (r"keys\[0\].secret", with_key(secret="")),
-        (r"keys\[0\].secret", with_key(secret=None)),
-        (r"keys\[0\].secret", with_key(secret=[MARK])),
-        (r"keys\[0\].secret", with_key(secret=MARK + "\n")),
-        (r"keys\[0\].secret", with_key(secret=MARK + " ")),
-        (r"keys\[0\].secret", with_key(secret=MARK + "\ud800")),
-        (r"keys\[0\].secret", with_key(secret=MARK * MOST_SECRET_BYTES)),
-        (r"keys\[0\].secret", with_key(secret="ы" * (MOST_SECRET_BYTES // 2 + 1))),
-        (r"keys\[0\].not_before", with_key(not_before="yesterday")),
-        (r"keys\[0\].not_before", with_key(not_before=1_700_000_000)),
-        (r"keys\[0\].not_after", with_key(not_after="2026-11-22T12:00:00")),
-        (r"keys\[0\].not_after", with_key(not_after="")),
-    ],
-)
-def test_a_file_that_breaks_the_schema_is_refused_by_field_without_its_content(field: str, content: Any) -> None:
-    """The one error raised names the field, and neither it nor what it was raised from quotes the file."""
-    text = json.dumps(content) if isinstance(content, dict) else content
-    with pytest.raises(ConfigurationError, match=field) as caught:
-        parse_source("acme", text)
-    assert "MARKED" not in repr(caught.value)
-    assert caught.value.__context__ is None
-
-
-def test_the_longest_secret_is_accepted() -> None:
-    """The bound counts bytes and includes its own value."""
-    assert parse_source("acme", json.dumps(with_key(secret="ы" * (MOST_SECRET_BYTES // 2)))).keys
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "a b", "a\nb", "имя", "a" * 254])
-def test_a_source_s_name_can_stand_in_a_log_line(name: str) -> None:
-    """Names are what Kubernetes allows as a key of a Secret."""
-    with pytest.raises(ConfigurationError, match="name"):
-        parse_source(name, json.dumps(document()))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*document(), *document()["keys"][0]]), inner, max_size=5),
-    max_leaves=12,
-)
-
-
-@EASY
-@given(
-    st.dictionaries(st.sampled_from(list(document())), JSON).map(lambda changes: json.dumps(document() | changes)) | st.text() | st.binary()
-)
-def test_no_file_raises_anything_but_a_configuration_error(text: str | bytes) -> None:
-    """Whatever stands in a file, it is a source or refused with the one error."""
-    try:
-        parsed = parse_source("acme", text)
-    except ConfigurationError:
-        return
-    assert isinstance(parsed, Source)
 
 
 def test_a_key_is_a_value() -> None:

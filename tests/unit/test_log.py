@@ -77,7 +77,7 @@ def failing(error: BaseException) -> BaseException:
     """Return the error as it is once raised and caught, with what it was raised from."""
     with contextlib.suppress(type(error)):
         try:
-            raise KeyError(MARK)
+            raise KeyError(MARK)  # noqa: TRY301 - it is to be the cause
         except KeyError as cause:
             raise error from cause
     return error
@@ -107,7 +107,7 @@ def test_an_error_s_text_line_ends_with_its_type(
     assert line.count("\n") == 1
     assert TEXT_LINE.fullmatch(line)
     assert line.split()[-1] == expected
-    assert line.count(expected) == 1 or "exc_info" in fields or expected == "Error"
+    assert "error_type=" not in line
     assert "MARKED" not in line
 
 
@@ -117,17 +117,17 @@ def test_below_error_the_type_is_a_pair_like_any_other(capsys: pytest.CaptureFix
 
 
 def test_errors_are_counted_by_the_documented_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """grep ERROR | awk | sort | uniq -c over the file counts by type."""
-    configure(made(log_file=tmp_path / "logs" / "app.log"))
+    """The pipe grep ERROR | awk | sort | uniq -c over the file counts by type."""
+    configure(made(log_file=tmp_path / "some" / "logs" / "app.log"))
     logger = get_logger("amo_receiver.test")
     for error in (ValueError(MARK), Unavailable("no database"), ValueError("a\nb")):
         logger.error("Failed", exc_info=failing(error), note="one two")
     logger.info("Fine")
     logger.error("Dead", error_type="DeadLetter")
-    command = f"grep ERROR {tmp_path}/logs/app.log | awk '{{print $NF}}' | sort | uniq -c"
+    command = f"grep ERROR {tmp_path}/some/logs/app.log | awk '{{print $NF}}' | sort | uniq -c"
     counted = subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout  # noqa: S602
     assert [line.split() for line in counted.splitlines()] == [["1", "DeadLetter"], ["1", "Unavailable"], ["2", "ValueError"]]
-    assert capsys.readouterr().err == (tmp_path / "logs" / "app.log").read_text()
+    assert capsys.readouterr().err == (tmp_path / "some" / "logs" / "app.log").read_text()
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -290,7 +290,7 @@ def test_bound_and_ambient_pairs_are_written(capsys: pytest.CaptureFixture[str])
     configure(made())
     with structlog.contextvars.bound_contextvars(delivery_id="d"):
         get_logger("amo_receiver.test").bind(worker=1).info("Took %s of %d", "a", 2, key="v")
-    assert capsys.readouterr().err.endswith(" INFO     Took a of 2 delivery_id=d worker=1 key=v\n")
+    assert capsys.readouterr().err.endswith(" INFO     Took a of 2 worker=1 key=v delivery_id=d\n")
 
 
 def test_a_message_with_a_percent_sign_is_written_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,6 +340,7 @@ class Clock:
         self.now = 100.0
 
     def __call__(self) -> float:
+        """Return the time in seconds."""
         return self.now
 
 
@@ -368,7 +369,7 @@ def test_deliveries_beyond_the_limit_are_counted_in_a_line_a_second(caplog: pyte
 
 
 def test_a_summary_comes_without_a_further_delivery(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
-    """flush ends a second that has passed, close writes what is left, and neither repeats itself."""
+    """A flush ends a second that has passed, close writes what is left, and neither repeats itself."""
     set_level("INFO")
     deliveries = DeliveryLog(get_logger("amo_receiver.test"), 0, clock)
     assert deliveries.admits() is False

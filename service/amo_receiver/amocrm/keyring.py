@@ -105,7 +105,7 @@ class Keyring:
     def build(cls, default: Source | None, files: Mapping[str, Source], plain_token: str | None, plain_account: str | None) -> Keyring:
         """Join the environment's source with the files'; a file with the same client id replaces it."""
         sources = tuple(files[name] for name in sorted(files))
-        if default is not None and default.client_id not in {source.client_id for source in sources if source.client_id}:
+        if default is not None and default.client_id not in {source.client_id for source in sources}:
             sources = (default, *sources)
         return cls(sources, plain_token.encode() if plain_token else None, plain_account or None)
 

@@ -78,6 +78,6 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != "" and value.isprintable()
 
 
-def _require(condition: bool, field_name: str, expected: str) -> None:  # noqa: FBT001 - reads as an assertion
+def _require(condition: bool, field_name: str, expected: str) -> None:
     if not condition:
         raise ConfigurationError(f"{field_name} must be {expected}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from amo_receiver.database import describe, is_offending, sqlstate
 from amo_receiver.errors import Problem, Unavailable
 from amo_receiver.inbox.delivery import Delivery, as_unparsed, new_id
-from amo_receiver.inbox.repository import Settlement
+from amo_receiver.inbox.repository import DatabaseTimeout, Settlement
 from amo_receiver.inbox.settling import Failure, settle
 from amo_receiver.log import get_logger
 
@@ -29,7 +29,6 @@ PATIENCE_SECONDS = 0.1
 MOST_FLUSHES = 4
 SETTLE_LOCK_TIMEOUT_MS = 100
 """Shorter than the batch's own: what is in the way has been waited for once already."""
-ONCE_MORE = {"40001", "40P01"}
 
 
 @dataclass(slots=True)
@@ -163,9 +162,7 @@ class GroupCommit:
         try:
             return await self._repository.accept(deliveries)
         except Exception as error:
-            state = sqlstate(error)
-            lost = isinstance(error, OSError) or (state or "").startswith("08")
-            if not (lost or state in ONCE_MORE):
+            if not is_worth_repeating(error):
                 raise
             # A commit whose answer was lost may have happened: the same ids make the second try harmless.
             return await self._repository.accept(deliveries)
@@ -225,6 +222,13 @@ class GroupCommit:
                 await self._repository.defer(deferred, attempts[True])
         except Exception as error:  # noqa: BLE001 - they are pending and due in five seconds, noted or not
             log.warning("Failed attempts not written down", error=describe(error))
+
+
+def is_worth_repeating(error: BaseException) -> bool:
+    """Return whether the same call may go through at once: a lost connection, a deadlock; not a call that took too long."""
+    state = sqlstate(error)
+    lost = (state is None and not isinstance(error, DatabaseTimeout)) or (state or "").startswith("08")
+    return lost or state in ("40001", "40P01")
 
 
 def attempt_record(account_id: str, event_id: str, number: int, kind: str, failure: Failure | None, started_at: str = "now") -> dict[str, Any]:

@@ -74,7 +74,7 @@ class WebhookEndpoint:
     async def _accept(self, scope: Scope, receive: Receive, received_at: float, deadline: float) -> Outcome:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         permit = self._verify(scope["path_params"].get("token", "").strip("/"), headers)
-        size = _declared_size(headers)
+        size = self._expected_size(headers)
         if size > self._max_body_bytes:
             raise BodyTooLarge(f"The body has more than {self._max_body_bytes} bytes.")
         with self._inbox.admit(size):
@@ -91,6 +91,13 @@ class WebhookEndpoint:
                 f"URL with the token, {PATH}/<token>."
             )
         return self._inbox.verify_signed(client_uuid, signature, account_id)
+
+    def _expected_size(self, headers: dict[bytes, bytes]) -> int:
+        """Return how many bytes may come: those declared, else (chunked) as many as a body may have."""
+        declared = headers.get(b"content-length")
+        if declared is not None and declared.isdigit():
+            return int(declared)
+        return self._max_body_bytes if b"transfer-encoding" in headers else 0
 
     async def _read(self, receive: Receive, deadline: float) -> bytes:
         try:
@@ -109,11 +116,6 @@ class WebhookEndpoint:
         if size > self._max_body_bytes:
             raise BodyTooLarge(f"The body has more than {self._max_body_bytes} bytes.")
         return body if len(parts) == 1 else b"".join(parts)
-
-
-def _declared_size(headers: dict[bytes, bytes]) -> int:
-    declared = headers.get(b"content-length", b"0")
-    return int(declared) if declared.isdigit() else 0
 
 
 def _text(headers: dict[bytes, bytes], name: bytes) -> str | None:

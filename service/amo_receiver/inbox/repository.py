@@ -20,7 +20,7 @@ from amo_receiver.inbox.states import DEFERRAL_SECONDS, MAX_ATTEMPTS, MAX_DEFERR
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from amo_receiver.inbox.delivery import Delivery
 
@@ -168,9 +168,8 @@ class Repository:
             yield connection
 
     async def _call(self, statement: str, *arguments: Any) -> Any:
-        connection = await self.engine.connect()
+        connection, driver = await self._connect()
         try:
-            driver: Any = (await connection.get_raw_connection()).driver_connection
             try:
                 return await _bounded(driver.fetchval(statement, *arguments), self._timeout)
             except BaseException as error:
@@ -179,6 +178,16 @@ class Repository:
                     await connection.invalidate()
                 raise
         finally:
+            await connection.close()
+
+    async def _connect(self) -> tuple[AsyncConnection, Any]:
+        """Return a connection and its driver's; one that the pooler or the server has closed meanwhile is replaced."""
+        while True:
+            connection = await self.engine.connect()
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            if not driver.is_closed():
+                return connection, driver
+            await connection.invalidate()
             await connection.close()
 
 

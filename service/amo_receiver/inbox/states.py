@@ -27,8 +27,5 @@ DELAYS_SECONDS = {1: 5, 2: 30, 3: 30}
 """How long after attempt n the event is due again; after the third it is dead, unless the process died during it."""
 DEFERRAL_SECONDS = 5
 MAX_DEFERRAL_SECONDS = 300
+"""After the database's own trouble an event is due again in 5 s, doubling up to 5 min."""
 
-
-def deferral_seconds(deferrals: int) -> int:
-    """Return how long to wait after the database's own trouble: 5 s, doubling to 5 min."""
-    return min(DEFERRAL_SECONDS * 2 ** min(deferrals, 10), MAX_DEFERRAL_SECONDS)
