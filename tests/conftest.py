@@ -124,8 +124,8 @@ def pooled_url(pgbouncer: PgBouncer, database: str) -> str:
 
 
 @pytest.fixture
-def services(database: str, tmp_path: Path) -> Iterator[Services]:  # noqa: ARG001 - they end before the database does
-    """Return what starts this project's programs and ends them after the test."""
+def services(database: str, tmp_path: Path) -> Iterator[Services]:
+    """Return what starts this project's programs, and ends them before the database goes."""
     started = Services(tmp_path)
     yield started
     started.end()

@@ -43,16 +43,18 @@ async def connect(url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-def run_sql(url: str, *statements: str) -> None:
-    """Execute statements, each in a transaction of its own, whether or not an event loop runs here."""
+def run_sql(url: str, *statements: str) -> list[asyncpg.Record]:
+    """Execute statements, each in a transaction of its own, also while an event loop runs; return the rows of the last one."""
 
-    async def execute() -> None:
+    async def execute() -> list[asyncpg.Record]:
         async with connect(url) as connection:
+            rows: list[asyncpg.Record] = []
             for statement in statements:
-                await connection.execute(statement)
+                rows = await connection.fetch(statement)
+            return rows
 
     with ThreadPoolExecutor(max_workers=1) as thread:
-        thread.submit(asyncio.run, execute()).result()
+        return thread.submit(asyncio.run, execute()).result()
 
 
 class ServiceProcess(Child):

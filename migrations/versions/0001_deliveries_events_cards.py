@@ -258,6 +258,15 @@ BEGIN
     SELECT coalesce(array_agg(id), '{}') INTO stored FROM inserted;
     whole := cardinality(stored) = json_array_length(p_events);
 
+    INSERT INTO deliveries (account_id, id, source, key_kind, key_fingerprint, received_at, content_type, user_agent, request_id,
+                            traceparent, body, body_bytes, body_sha256, events, unparsed, last_received_at)
+    SELECT account_id, id, source, key_kind, key_fingerprint, received_at, content_type, user_agent, request_id,
+           traceparent, p_bodies[ordinality::integer], body_bytes, body_sha256, events, unparsed, received_at
+    FROM json_populate_recordset(NULL::deliveries, p_deliveries) WITH ORDINALITY
+    WHERE whole OR events = 0 OR id IN (
+        SELECT delivery_id FROM json_populate_recordset(NULL::events, p_events) WHERE id = ANY (stored))
+    ON CONFLICT DO NOTHING;
+
     IF NOT whole THEN
         WITH sent AS MATERIALIZED (
             SELECT account_id, id, delivery_id, occurred_at, dedup, received_at
@@ -273,8 +282,8 @@ BEGIN
             FROM sent s JOIN events o ON o.account_id = s.account_id AND o.occurred_at IS NULL AND o.dedup = s.dedup
             WHERE s.occurred_at IS NULL
         ), held AS MATERIALIZED (
-            SELECT account_id, id, state, entity FROM events
-            WHERE (account_id, id) IN (SELECT account_id, of FROM original)
+            SELECT account_id, id, entity, CASE WHEN id = ANY (stored) AND effect = 'applied' THEN 'pending' ELSE state END AS state
+            FROM events WHERE (account_id, id) IN (SELECT account_id, of FROM original)
             ORDER BY account_id COLLATE "C", id FOR UPDATE
         ), armed AS (
             UPDATE events e SET state = 'pending', attempts = 0, deferrals = 0, available_at = now()
@@ -295,15 +304,6 @@ BEGIN
         SELECT jsonb_agg(jsonb_build_object('id', o.id, 'of', o.of, 'state', h.state)) INTO known
         FROM original o JOIN held h ON h.account_id = o.account_id AND h.id = o.of;
     END IF;
-
-    INSERT INTO deliveries (account_id, id, source, key_kind, key_fingerprint, received_at, content_type, user_agent, request_id,
-                            traceparent, body, body_bytes, body_sha256, events, unparsed, last_received_at)
-    SELECT account_id, id, source, key_kind, key_fingerprint, received_at, content_type, user_agent, request_id,
-           traceparent, p_bodies[ordinality::integer], body_bytes, body_sha256, events, unparsed, received_at
-    FROM json_populate_recordset(NULL::deliveries, p_deliveries) WITH ORDINALITY
-    WHERE whole OR events = 0 OR id IN (
-        SELECT delivery_id FROM json_populate_recordset(NULL::events, p_events) WHERE id = ANY (stored))
-    ON CONFLICT DO NOTHING;
 
     IF whole THEN
         BEGIN

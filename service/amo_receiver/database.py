@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import asyncpg
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from amo_receiver.errors import ConfigurationError
@@ -59,6 +60,13 @@ def create_engine(url: str, pool_size: int = 10, command_timeout_seconds: float 
         pool_recycle=600,
         hide_parameters=True,
     )
+
+
+async def unsafe_settings(engine: AsyncEngine) -> list[str]:
+    """Return which of the server's settings are off without which a crash of it loses what was committed."""
+    names = ("fsync", "synchronous_commit")
+    async with engine.connect() as connection:
+        return [name for name in names if await connection.scalar(text("SELECT current_setting(:name)"), {"name": name}) == "off"]
 
 
 def sqlstate(error: BaseException) -> str | None:

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
 
 from amo_receiver.health import test_page
 from amo_receiver.inbox.endpoints import PATH, WebhookEndpoint, envelope
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
     from amo_receiver.health import Health
-    from amo_receiver.inbox.journal import Journal
-    from amo_receiver.inbox.service import Inbox
     from amo_receiver.settings import Settings
 
 CONTACT = {"name": "Support", "email": "support@asia-deals.com"}
@@ -81,11 +78,17 @@ class TestPage(BaseModel):
     supported_events: list[str]
 
 
-def webhook_routes(inbox: Inbox, journal: Journal, settings: Settings) -> list[Route]:
-    """Return the two webhook paths, to stand before all others."""
-    endpoint = WebhookEndpoint(inbox, journal, settings)
-    paths = (PATH, PATH + "/", PATH + "/{token:path}")
-    return [Route(path, endpoint, methods=["POST"]) for path in paths]
+class WebhookApp(FastAPI):
+    """FastAPI with the webhook paths before its middlewares and routes, which cost as much as the whole acceptance."""
+
+    webhook: WebhookEndpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a POST on a webhook path to the endpoint, and everything else to FastAPI."""
+        if scope["type"] == "http" and scope["method"] == "POST" and (scope["path"] == PATH or scope["path"].startswith(PATH + "/")):
+            await self.webhook(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def page_router(health: Health) -> APIRouter:

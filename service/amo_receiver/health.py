@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from sqlalchemy import text
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from amo_receiver.database import describe
+from amo_receiver.database import describe, unsafe_settings
 from amo_receiver.inbox.endpoints import PATH, timestamp
 from amo_receiver.log import get_logger
 from amo_receiver.schema import read_revision, runs_on
@@ -59,6 +60,12 @@ class Health:
             if not self.schema_seen:
                 await asyncio.sleep(interval_seconds)
         log.info("The database's schema fits")
+        await self._warn_of_loss()
+
+    async def _warn_of_loss(self) -> None:
+        with suppress(Exception):  # nothing depends on it, and `amo-webhooks doctor` asks again
+            for name in await unsafe_settings(self.engine):
+                log.warning("Postgres runs with %s off: if it crashes, webhooks that were answered 200 are lost; set it to on", name)
 
     def _note(self, problem: str) -> None:
         if problem != self.schema_problem:

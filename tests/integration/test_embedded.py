@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import pwd
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -18,7 +20,8 @@ import asyncpg
 import pytest
 
 from amo_receiver.embedded import EmbeddedPostgres, default_data_dir, unprivileged_account
-from amo_receiver.embedded.processes import command_line, run_as, wait_until
+from amo_receiver.embedded.folder import free_port
+from amo_receiver.embedded.processes import command_line, run_as, spawn_as, wait_until
 from amo_receiver.embedded.programs import copy_programs, installed_programs
 from amo_receiver.errors import CommandError
 from servers import connect, run_sql
@@ -79,10 +82,9 @@ def kept(server_folder: Path, pg_bin: Path | None) -> EmbeddedPostgres:
     return server
 
 
-async def names(url: str) -> list[str]:
+def names(url: str) -> list[str]:
     """Return what the table ``kept`` contains."""
-    async with connect(url) as connection:
-        return [row["name"] for row in await connection.fetch("SELECT name FROM kept ORDER BY name")]
+    return [row["name"] for row in run_sql(url, "SELECT name FROM kept ORDER BY name")]
 
 
 def refusal(server: EmbeddedPostgres) -> str:
@@ -108,34 +110,49 @@ def another_program(server: EmbeddedPostgres) -> Iterator[tuple[subprocess.Popen
         program.communicate()
 
 
+def read(path: Path) -> str:
+    """Return the content of a file, nothing if there is none."""
+    return path.read_text() if path.exists() else ""
+
+
+def mode(path: Path) -> str:
+    """Return the permissions as ``ls`` shows them."""
+    return stat.filemode(path.stat().st_mode)
+
+
 def modes(folder: Path) -> dict[Path, tuple[int, int, int]]:
     """Return mode and owner of a folder and all above it."""
     return {path: (path.stat().st_mode, path.stat().st_uid, path.stat().st_gid) for path in (folder, *folder.parents)}
 
 
-async def test_data_and_url_stay(kept: EmbeddedPostgres, pg_bin: Path | None) -> None:
+def test_data_and_url_stay(kept: EmbeddedPostgres, pg_bin: Path | None) -> None:
     """A later program finds the data under the same URL."""
     before = kept.url()
     with EmbeddedPostgres(kept.data_dir, bin_dir=pg_bin) as later:
         assert later.url() == before
-        assert await names(later.url()) == ["Новый лид"]
+        assert names(later.url()) == ["Новый лид"]
 
 
 async def test_killed_postmaster(kept: EmbeddedPostgres) -> None:
-    """A start after ``kill -9`` of the postmaster, with clients connected, has all that was committed, under the same URL."""
+    """A start after ``kill -9`` of the postmaster waits for the backends it left, and has all that was committed, under the same URL."""
     with kept:
         before = kept.url()
         async with connect(before) as connection:
-            await connection.execute("INSERT INTO kept VALUES ('committed') ON CONFLICT DO NOTHING")
+            await connection.execute("INSERT INTO kept VALUES ('committed')")
+            backend = connection.get_server_pid()
+            os.kill(backend, signal.SIGSTOP)
             os.kill(kept.pid, signal.SIGKILL)
-            assert wait_until(lambda: not command_line(kept.pid), 10)
-        kept.start()
+            await asyncio.to_thread(os.waitid, os.P_PID, kept.pid, os.WEXITED | os.WNOWAIT)
+            start = asyncio.create_task(asyncio.to_thread(kept.start))
+            assert await asyncio.to_thread(wait_until, lambda: "still in use" in read(kept.data_dir / "postgres.log"), 30)
+            os.kill(backend, signal.SIGCONT)
+            await start
         assert kept.url() == before
-        assert "committed" in await names(before)
+        assert "committed" in names(before)
 
 
 @pytest.mark.parametrize("record", ["{other}\n", "", "4194305\n"], ids=["of another program", "empty", "of nobody"])
-async def test_stale_process_id(kept: EmbeddedPostgres, record: str) -> None:
+def test_stale_process_id(kept: EmbeddedPostgres, record: str) -> None:
     """A process id left from a former life does not prevent a start, even when another program has it now."""
     account = unprivileged_account()
     other = subprocess.Popen(["/bin/sleep", "600"], user=account.uid if account else None, cwd="/")
@@ -144,13 +161,13 @@ async def test_stale_process_id(kept: EmbeddedPostgres, record: str) -> None:
         pid_file.write_text(record.format(other=other.pid))
         pid_file.chmod(0o644)
         with kept:
-            assert await names(kept.url())
+            assert names(kept.url())
     finally:
         other.kill()
         other.wait()
 
 
-async def test_orphan(kept: EmbeddedPostgres) -> None:
+def test_orphan(kept: EmbeddedPostgres) -> None:
     """A Postgres whose program was killed is stopped by the next start, which has its data."""
     with another_program(kept) as (program, orphan):
         program.kill()
@@ -159,7 +176,7 @@ async def test_orphan(kept: EmbeddedPostgres) -> None:
         with kept:
             assert kept.pid != orphan
             assert not command_line(orphan)
-            assert await names(kept.url())
+            assert names(kept.url())
 
 
 def test_served_by_another_program(kept: EmbeddedPostgres) -> None:
@@ -175,13 +192,11 @@ def test_served_by_another_program(kept: EmbeddedPostgres) -> None:
 
 def test_started_by_hand(kept: EmbeddedPostgres) -> None:
     """A Postgres that somebody started by hand on the data is not stopped; the sentence names its process id."""
-    account = unprivileged_account()
     cluster = kept.data_dir / "cluster"
-    command = [str(kept.bin_dir / "postgres"), "-D", str(cluster), "-c", "listen_addresses=", "-c", "unix_socket_directories="]
-    with (kept.data_dir.parent / "by-hand.log").open("wb") as log:
-        by_hand = subprocess.Popen(command, user=account.uid if account else None, group=account.gid if account else None, stderr=log, cwd="/")
+    command = [str(kept.bin_dir / "postgres"), "-D", str(cluster), "-p", str(free_port()), "-k", ""]
+    by_hand = spawn_as(unprivileged_account(), command, kept.data_dir / "postgres.log")
     try:
-        assert wait_until(lambda: (cluster / "postmaster.pid").exists(), 30)
+        assert wait_until(lambda: "ready" in read(cluster / "postmaster.pid"), 30)
         assert f"Postgres process {by_hand.pid}, which was started by hand" in refusal(kept)
         assert by_hand.poll() is None
     finally:
@@ -189,24 +204,22 @@ def test_started_by_hand(kept: EmbeddedPostgres) -> None:
         by_hand.wait()
 
 
-async def test_taken_port(kept: EmbeddedPostgres) -> None:
+def test_taken_port(kept: EmbeddedPostgres) -> None:
     """When another program has the port, Postgres takes another one and its URL says so."""
     before = kept.url()
     with socket.create_server(("127.0.0.1", int(before.rpartition(":")[2].partition("/")[0]))), kept:
         assert kept.url() != before
-        assert await names(kept.url())
+        assert names(kept.url())
 
 
-async def test_password(kept: EmbeddedPostgres) -> None:
+def test_password(kept: EmbeddedPostgres) -> None:
     """Nobody gets in without the password, which is in a file that only Postgres' user can read."""
     with kept:
         password = kept.data_dir / "password"
-        assert password.stat().st_mode & 0o777 == 0o600
+        assert mode(password) == "-rw-------"
         with pytest.raises(asyncpg.InvalidPasswordError):
-            await asyncpg.connect(kept.url().replace(password.read_text().strip(), "guessed"))
-        async with connect(kept.url()) as connection:
-            assert await connection.fetchval("SELECT rolpassword FROM pg_authid WHERE rolname = 'postgres'") > "SCRAM-SHA-256"
-            assert not await connection.fetchval("SELECT count(*) FROM pg_hba_file_rules WHERE auth_method <> 'scram-sha-256'")
+            run_sql(kept.url().replace(password.read_text(), "guessed"), "SELECT 1")
+        assert not run_sql(kept.url(), "SELECT 1 FROM pg_hba_file_rules WHERE auth_method <> 'scram-sha-256'")
 
 
 def test_missing_password(kept: EmbeddedPostgres) -> None:
@@ -219,29 +232,33 @@ def test_missing_password(kept: EmbeddedPostgres) -> None:
         away.rename(password)
 
 
-async def test_settings(kept: EmbeddedPostgres) -> None:
+def test_settings(kept: EmbeddedPostgres) -> None:
     """It is durable, speaks UTF-8 with the case rules of Unicode, and listens on the loopback address and its own socket only."""
+    expected = {"fsync": "on", "synchronous_commit": "on", "server_encoding": "UTF8", "listen_addresses": "127.0.0.1"}
     with kept:
-        async with connect(kept.url()) as connection:
-            assert await connection.fetchval("SHOW fsync") == "on"
-            assert await connection.fetchval("SHOW synchronous_commit") == "on"
-            assert await connection.fetchval("SHOW server_encoding") == "UTF8"
-            assert await connection.fetchval("SELECT lower('ЁЖ')") == "ёж"
-            assert await connection.fetchval("SHOW listen_addresses") == "127.0.0.1"
+        found = run_sql(kept.url(), f"SELECT name, setting FROM pg_settings WHERE name IN {tuple(expected)}")
+        assert {row["name"]: row["setting"] for row in found} == expected
+        assert run_sql(kept.url(), "SELECT lower('ЁЖ')")[0][0] == "ёж"
         assert kept.socket_dir == kept.data_dir / "cluster"
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(next(kept.socket_dir.glob(".s.PGSQL.*[0-9]"))))
 
 
-async def test_log_has_no_data(kept: EmbeddedPostgres) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO kept VALUES ('Новый лид')",
+        "SELECT 'Новый лид'::bigint",
+        "SELECT nothing, 'Новый лид'",
+        "SELECT pg_terminate_backend(pg_backend_pid()), 'Новый лид'",
+    ],
+)
+def test_log_has_no_data(kept: EmbeddedPostgres, statement: str) -> None:
     """What a failed statement contains is not in the log."""
-    with kept:
-        async with connect(kept.url()) as connection:
-            for statement in ("INSERT INTO kept VALUES ('Новый лид')", "SELECT 'ivanov@example.com'::bigint"):
-                with pytest.raises(asyncpg.PostgresError):
-                    await connection.execute(statement)
-    log = (kept.data_dir / "postgres.log").read_text()
-    assert "duplicate key" in log
+    with kept, pytest.raises(asyncpg.PostgresError):
+        run_sql(kept.url(), statement)
+    log = read(kept.data_dir / "postgres.log")
+    assert "ready to accept connections" in log
     assert "Новый лид" not in log
 
 
@@ -279,7 +296,9 @@ def test_unreachable_folder(folder: Path, pg_bin: Path | None) -> None:
     private.mkdir(mode=0o700)
     before = modes(private)
     assert f"may not enter {private}:" in refusal(EmbeddedPostgres(private / "new" / "data", bin_dir=pg_bin))
+    assert f"may not enter {private}: let everybody" in refusal(EmbeddedPostgres(folder / "data", bin_dir=private))
     assert not list(private.iterdir())
+    assert not (folder / "data").exists()
     assert modes(private) == before
 
 
@@ -302,15 +321,15 @@ def test_foreign_folder(folder: Path, pg_bin: Path | None) -> None:
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
-async def test_start_killed_half_way(folder: Path, pg_bin: Path | None) -> None:
-    """A first start that was killed while it initialised the folder is begun anew."""
+def test_start_killed_half_way(folder: Path, pg_bin: Path | None) -> None:
+    """A first start that was killed while it initialised the folder is begun anew; copied programs may lie there too."""
     (folder / "lock").touch()
     (folder / "password").touch(mode=0o600)
     (folder / "cluster.new").mkdir()
     (folder / "cluster.new" / "PG_VERSION").touch()
+    (folder / "postgres-18.0.0").mkdir()
     with EmbeddedPostgres(folder, bin_dir=pg_bin) as server:
-        async with connect(server.url()) as connection:
-            assert await connection.fetchval("SELECT 1") == 1
+        assert run_sql(server.url(), "SELECT 1")
 
 
 def test_other_major_version(folder: Path, pg_bin: Path | None) -> None:
@@ -367,7 +386,7 @@ def test_unprivileged(folder: Path, kept: EmbeddedPostgres) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "Postgres cannot be run in /not-ours: Permission denied (/not-ours).\n"
-    assert (folder / "share" / "amo-webhooks").stat().st_mode & 0o777 == 0o700
+    assert mode(folder / "share" / "amo-webhooks") == "drwx------"
     assert (folder / "share" / "amo-webhooks" / "cluster").stat().st_uid == nobody.pw_uid
 
 

@@ -104,7 +104,7 @@ def _items(entity: str, actions: Any, now: float) -> Iterator[Item]:
         else:
             continue
         for position, payload in numbered:
-            path = f"{name}.{kind}[{str(position)[:20]}]"
+            path = f"{name}.{kind}[{storable_text(str(position)[:20])}]"
             if isinstance(payload, dict):
                 yield _item(name, kind, path, payload, now)
             else:

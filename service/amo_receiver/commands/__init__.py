@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from amo_receiver.commands import migrate, serve
+from amo_receiver.commands import check, dev, doctor, events, fields, migrate, prune, replay, serve
 
 app = typer.Typer(
     name="amo-webhooks",
@@ -16,3 +16,10 @@ app = typer.Typer(
 )
 app.add_typer(migrate.app, name="migrate")
 serve.register(app)
+dev.register(app)
+check.register(app)
+doctor.register(app)
+app.add_typer(events.app, name="events")
+replay.register(app)
+prune.register(app)
+fields.register(app)

@@ -56,7 +56,8 @@ def run_as(account: Account | None, command: list[str]) -> subprocess.CompletedP
 
 def spawn_as(account: Account | None, command: list[str], log_path: Path) -> subprocess.Popen[bytes]:
     """Start a server as this user, or as the caller; what it says is the whole content of the log."""
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    log_path.unlink(missing_ok=True)  # what is left of a killed server still writes into the old one
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(
             command,

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 SUPERUSER = "postgres"
 # Shown in the arguments of the server, by which a later start knows it for ours.
 OWN_ARGUMENT = "--cluster_name=amo-webhooks"
-# Terse and without statements: the DETAIL and the text of a statement that failed hold personal data.
-SETTINGS = {"listen_addresses": "127.0.0.1", "log_error_verbosity": "terse", "log_min_error_statement": "panic"}
+# What a statement failed of, and its text, hold personal data: only what the server does by itself is logged.
+QUIET = {"log_min_messages": "log", "log_min_error_statement": "panic", "log_error_verbosity": "terse"}
+SETTINGS = {"listen_addresses": "127.0.0.1", **QUIET}
 MAX_SOCKET_PATH_BYTES = 103
 RECOVERY_TIMEOUT_S = 600.0
 RETRY_TIMEOUT_S = 30.0

@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 MOST_DELIVERIES = 500
 MOST_BYTES = 8 * 1024 * 1024
-PATIENCE_SECONDS = 0.1
+PATIENCE_SECONDS = 0.01
 """How long the next batch waits for the one under way."""
 MOST_FLUSHES = 4
 SETTLE_LOCK_TIMEOUT_MS = 100
@@ -176,7 +176,10 @@ class GroupCommit:
             return
         waiter = batch[0]
         if waiter.delivery.unparsed:
-            raise error
+            # Raised, it would take the rest of the batch with it.
+            log.error("Delivery not storable at all", delivery_id=waiter.delivery.id, error_type=type(error).__name__)
+            waiter.fail("The database refused the delivery.")
+            return
         waiter.delivery = as_unparsed(waiter.delivery, describe(error))
         log.error("Delivery not storable as events", delivery_id=waiter.delivery.id, error_type=type(error).__name__)
         await self._accept(batch)

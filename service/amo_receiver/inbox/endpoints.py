@@ -73,7 +73,7 @@ class WebhookEndpoint:
 
     async def _accept(self, scope: Scope, receive: Receive, received_at: float, deadline: float) -> Outcome:
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        permit = self._verify(scope["path_params"].get("token", "").strip("/"), headers)
+        permit = self._verify(scope["path"][len(PATH) :].strip("/"), headers)
         size = self._expected_size(headers)
         if size > self._max_body_bytes:
             raise BodyTooLarge(f"The body has more than {self._max_body_bytes} bytes.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amo_receiver.amocrm.events import read_body
 from amo_receiver.amocrm.form import Limits, decode
@@ -12,19 +12,22 @@ from amo_receiver.errors import Unparsable
 from amo_receiver.inbox.batch import attempt_record
 from amo_receiver.inbox.delivery import UNPARSED, Credential, Delivery, Headers, add_events
 from amo_receiver.inbox.effects import row_of
-from amo_receiver.inbox.repository import Settlement
+from amo_receiver.inbox.lookup import is_parsed
+from amo_receiver.inbox.repository import DatabaseTimeout, Settlement
 from amo_receiver.inbox.settling import Failure, settle
 from amo_receiver.inbox.states import MAX_ATTEMPTS
 from amo_receiver.log import get_logger
 
 if TYPE_CHECKING:
     from amo_receiver.amocrm.events import Body, Item
+    from amo_receiver.inbox.merge import Row
     from amo_receiver.inbox.repository import Repository
     from amo_receiver.inbox.service import Reloadable
 
 log = get_logger(__name__)
 
-SETTLE_SECONDS = 20.0
+RUN_SECONDS = 20.0
+"""How long the events of one claim may take together; what is left over then is given back."""
 
 
 class Rejected(Failure):
@@ -36,6 +39,21 @@ class Rejected(Failure):
         self.temporary = False
 
 
+class Stumbled(Failure):
+    """Our code fails on this event: that counts, or it would be tried for ever."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.temporary = False
+
+
+class Notes(NamedTuple):
+    """Failures and attempts that are to be written down together."""
+
+    failures: list[dict[str, Any]]
+    attempts: list[dict[str, Any]]
+
+
 class Retry:
     """The worker's attempts."""
 
@@ -44,72 +62,104 @@ class Retry:
         self._current = current
         self._limits = limits
         self._most = most
+        self._owed = Notes([], [])
 
     async def run_due(self) -> int:
         """Make one attempt of each due event, ``most`` at once, and return how many there were."""
+        await self._give_back()
         due = await self._repository.claim(self._most)
+        started_at = datetime.now(UTC).isoformat()
+        deadline = asyncio.get_running_loop().time() + RUN_SECONDS
         settlements: list[Settlement] = []
         outcomes: dict[str, Failure | None] = {}
         for event in due:
             try:
-                settlements.append(await self._prepare(event))
-            except Rejected as rejected:
-                outcomes[event.id] = rejected
+                settlements.append(await self._prepare(event, started_at, deadline))
+            except Failure as failure:
+                outcomes[event.id] = failure
             except Exception as error:  # noqa: BLE001 - one event's trouble is not the others'
                 outcomes[event.id] = Failure(error)
-        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
         outcomes |= await settle(self._repository, settlements, deadline)
-        await self._note(due, outcomes)
+        for settlement in settlements:
+            outcomes.setdefault(settlement.event_id, Failure(DatabaseTimeout()))
+        await self._note(due, outcomes, started_at)
         return len(due)
 
-    async def _prepare(self, event: Any) -> Settlement:
+    async def _prepare(self, event: Any, started_at: str, deadline: float) -> Settlement:
         if event.attempts > MAX_ATTEMPTS:
             raise Rejected("the process died during each attempt")
-        attempt = attempt_record(event.account_id, event.id, event.attempts, _kind(event), None, _now())
+        if asyncio.get_running_loop().time() > deadline:
+            raise DatabaseTimeout
+        row = None
         if event.entity == UNPARSED:
             await self._parse_again(event)
-            return Settlement(event.account_id, event.id, None, UNPARSED, attempt)
-        try:
-            row = row_of(event.id, event.account_id, event.entity, event.action, event.entity_id, event.payload, _iso(event.occurred_at),
-                         _iso(event.received_at) or "", self._current.mapping.for_account(event.account_id))  # fmt: skip
-        except ValueError as error:
-            raise Rejected(str(error)) from error
+        else:
+            row = self._row(event)
+        attempt = attempt_record(event.account_id, event.id, event.attempts, _kind(event), None, started_at)
         return Settlement(event.account_id, event.id, row, event.entity, attempt)
 
+    def _row(self, event: Any) -> Row | None:
+        mapping = self._current.mapping.for_account(event.account_id)
+        try:
+            return row_of(event.id, event.account_id, event.entity, event.action, event.entity_id, event.payload,
+                          _iso(event.occurred_at), _iso(event.received_at) or "", mapping)  # fmt: skip
+        except ValueError as error:
+            raise Rejected(str(error)) from error
+        except Exception as error:
+            raise Stumbled(error) from error
+
     async def _parse_again(self, event: Any) -> None:
+        """Store and apply the events of an unparsed body, if it can be parsed by now."""
         stored = await self._repository.delivery(event.account_id, event.delivery_id)
         if stored is None or stored.body_sha256 is not None:
             raise Rejected("its body is no longer kept whole")
-        try:
-            parsed = read_body(decode(stored.body, stored.content_type or "", self._limits), stored.received_at.timestamp())
-        except Unparsable as error:
-            raise Rejected(str(error.problem)) from error
+        delivery = self._parsed(event, stored)
+        # An earlier attempt may have stored them and ended before it could say so; undated events are never duplicates.
+        if await is_parsed(self._repository.engine, delivery.id, {each.account_id for each in delivery.events}, event.id):
+            return
+        await self._repository.accept([delivery])
+
+    def _parsed(self, event: Any, stored: Any) -> Delivery:
         credential = Credential(stored.source, stored.key_kind, stored.key_fingerprint)
         delivery = Delivery(event.delivery_id, event.account_id, _iso(stored.received_at) or "", credential,
                             Headers(stored.content_type, stored.user_agent, stored.request_id, stored.traceparent),
                             stored.body, body_bytes=len(stored.body))  # fmt: skip
-        add_events(delivery, parsed.items, lambda item: _account(event.account_id, parsed, item), self._current.mapping.for_account)
-        delivery.account_id = event.account_id
-        await self._repository.accept([delivery])
+        try:
+            parsed = read_body(decode(stored.body, stored.content_type or "", self._limits), stored.received_at.timestamp())
+            add_events(delivery, parsed.items, lambda item: _account(event.account_id, parsed, item), self._current.mapping.for_account)
+        except Unparsable as error:
+            raise Rejected(str(error.problem)) from error
+        except Exception as error:
+            raise Stumbled(error) from error
+        return delivery
 
-    async def _note(self, due: list[Any], outcomes: dict[str, Failure | None]) -> None:
-        noted: dict[bool, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {True: ([], []), False: ([], [])}
+    async def _note(self, due: list[Any], outcomes: dict[str, Failure | None], started_at: str) -> None:
+        failed = Notes([], [])
         for event in due:
-            failure = outcomes.get(event.id)
-            if event.id not in outcomes or failure is None:
-                continue
-            failures, attempts = noted[failure.temporary]
-            failures.append(
-                {"account_id": event.account_id, "id": event.id, "error": str(failure), "permanent": isinstance(failure, Rejected)}
-            )
-            attempts.append(attempt_record(event.account_id, event.id, event.attempts, _kind(event), failure, _now()))
-        states: dict[str, tuple[str, int]] = {}
-        if noted[False][0]:
-            states |= await self._repository.fail(*noted[False])
-        if noted[True][0]:
-            states |= await self._repository.defer(*noted[True])
+            failure = outcomes[event.id]
+            if failure is not None:
+                permanent = isinstance(failure, Rejected)
+                notes = self._owed if failure.temporary else failed
+                notes.failures.append({"account_id": event.account_id, "id": event.id, "error": str(failure), "permanent": permanent})
+                notes.attempts.append(attempt_record(event.account_id, event.id, event.attempts, _kind(event), failure, started_at))
+        states = await self._repository.fail(*failed) if failed.failures else {}
+        states |= await self._give_back()
         for event in due:
-            _log(event, outcomes.get(event.id), states.get(event.id))
+            _log(event, outcomes[event.id], states.get(event.id))
+
+    async def _give_back(self) -> dict[str, tuple[str, int]]:
+        """Give back the attempts that the database's trouble cost; where it lasts, before the next claim, or each would count after all."""
+        owed = self._owed
+        if not owed.failures:
+            return {}
+        try:
+            states = await self._repository.defer(*owed)
+        except Exception as error:
+            if not Failure(error).temporary:
+                self._owed = Notes([], [])
+            raise
+        self._owed = Notes([], [])
+        return states
 
 
 def _account(account_id: str, body: Body, item: Item) -> str:
@@ -120,16 +170,14 @@ def _kind(event: Any) -> str:
     return "replay" if event.replays and event.attempts == 1 else "retry"
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
-
-
 def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _log(event: Any, failure: Failure | None, noted: tuple[str, int] | None) -> None:
-    fields = {"event_id": event.id, "delivery_id": event.delivery_id, "attempt": event.attempts}
+    fields: dict[str, Any] = {"event_id": event.id, "delivery_id": event.delivery_id, "attempt": event.attempts}
+    if isinstance(failure, Stumbled):
+        fields["exc_info"] = failure.__cause__
     name = f"{event.entity}.{event.action}".rstrip(".")
     if failure is None:
         log.info("Event applied on retry: %s", name, **fields)
@@ -137,5 +185,3 @@ def _log(event: Any, failure: Failure | None, noted: tuple[str, int] | None) -> 
         log.error("Event given up on: %s", name, **fields, reason=str(failure), error_type="DeadLetter")
     else:
         log.warning("Event not applied, tried again later: %s", name, **fields, reason=str(failure))
-
-
