@@ -1,0 +1,1 @@
+"""Receive amoCRM webhooks durably and keep leads and contacts in Postgres in step."""

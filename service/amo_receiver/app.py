@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from amo_receiver.amocrm.fields import Mapping
 from amo_receiver.amocrm.form import Limits
 from amo_receiver.amocrm.keyring import Keyring, environment_source
 from amo_receiver.database import create_engine
-from amo_receiver.documentation import WebhookApp, document, error_handlers, page_router
+from amo_receiver.documentation import WebhookApp, document, error_handlers, page_router, webhook_routes
 from amo_receiver.errors import ConfigurationError
 from amo_receiver.health import Health, management_routes
 from amo_receiver.inbox.batch import GroupCommit
@@ -43,6 +43,7 @@ log = get_logger(__name__)
 CALL_MARGIN_MS = 400
 """How much longer than a lock wait a database call may take before its connection is given up."""
 GRACEFUL_SECONDS = 8
+CLOSE_SECONDS = 1.0
 PRUNE_SECONDS = 3600.0
 QUOTA_SECONDS = 60.0
 
@@ -149,7 +150,9 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.journal.close()
-        await self.engine.dispose()
+        with suppress(TimeoutError):  # a server that neither answers nor hangs up would never let us go
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.engine.dispose()
 
 
 class SecondServer(uvicorn.Server):
@@ -189,6 +192,7 @@ def create_app(settings: Settings | None = None, *, dev: bool = False) -> FastAP
     app.include_router(page_router(service.health))
     if settings.management_port is None:
         app.router.routes += management_routes(service.health)
+    app.router.routes += webhook_routes(app.webhook)
     document(app, settings)
     app.state.service = service
     return app

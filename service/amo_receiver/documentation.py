@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from amo_receiver.health import test_page
 from amo_receiver.inbox.endpoints import PATH, WebhookEndpoint, envelope
@@ -89,6 +90,11 @@ class WebhookApp(FastAPI):
             await self.webhook(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+
+def webhook_routes(endpoint: WebhookEndpoint) -> list[Route]:
+    """Return the webhook paths as routes, to stand last: they answer every other method with 405."""
+    return [Route(path, endpoint, methods=["POST"]) for path in (PATH, PATH + "/{token:path}")]
 
 
 def page_router(health: Health) -> APIRouter:

@@ -287,7 +287,7 @@ async def test_a_deadline_after_the_commit_is_partial(repository: FakeRepository
     """What is stored is never answered 503: its events are not applied yet."""
     repository.on_accept = [NOT_APPLIED]
     repository.settle_gate.clear()
-    (result,) = await outcomes(submit(batches, delivery(1, 2), within=SOON))
+    (result,) = await outcomes(submit(batches, delivery(1, 2), within=1.0))
     assert result == Outcome(0, [Problem(f"leads.update[{number}]", "not applied yet") for number in (0, 1)])
     repository.settle_gate.set()
 

@@ -80,6 +80,8 @@ async def _examine(dev: bool) -> list[Finding]:
     findings = [*settings_findings(settings, dev), *file_findings(settings), *keyring_findings(settings, datetime.now(UTC))]
     if settings.db_url:
         findings += [finding async for finding in database_findings(settings)]
+    elif dev:  # elsewhere it is a mistake of the settings already
+        findings.append(Finding("database", "problem", "DB_URL is not set: paste the line with it that `amo-webhooks dev` prints."))
     if settings.db_direct_url:
         findings.append(await direct_finding(settings))
     return findings

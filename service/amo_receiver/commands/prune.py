@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,15 +28,18 @@ def register(app: typer.Typer) -> None:
 
 
 class Spoken(maintenance.Progress):
-    """Says each batch, and ends the run at Ctrl-C."""
+    """Says how far it is, and ends the run at Ctrl-C."""
 
     def __init__(self) -> None:
         self.has_rival = False
         self.is_stopped = False
+        self._spoken_at = time.monotonic()
 
     def pruned(self, what: str, count: int) -> None:
-        """Say the running total."""
-        typer.echo(f"{count} {what} ...", err=True)
+        """Say the running total, once a second."""
+        if time.monotonic() - self._spoken_at >= 1:
+            self._spoken_at = time.monotonic()
+            typer.echo(f"{count} {what} so far ...", err=True)
 
     def rival(self) -> None:
         """Remember it for the end."""

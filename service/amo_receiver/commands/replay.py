@@ -62,8 +62,8 @@ async def _replay(ids: list[UUID], account: str | None, entity: str | None, forc
         replayed = await _replay_named(lookup, chosen)
     else:
         chosen = replayed = await _replay_dead(lookup, account, entity)
-    count = _count(replayed)
-    typer.echo(f"{_events(count)} pending again{': a worker picks them up' if count and not wait else ''}.")
+    count, already = _count(replayed), _count(chosen) - _count(replayed)
+    typer.echo(f"{_events(count)} pending again{f', {already} pending already' if already else ''}.")
     if wait:
         await _wait(lookup, chosen)
 

@@ -36,10 +36,10 @@ def printable_lines(content: str) -> str:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """Print rows under headings; the columns before the last one are never cut."""
+    """Print rows under headings; the first column stays whole, so that it can be copied, and the others break where there is no room."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    for position, heading in enumerate(headings):
+        table.add_column(heading, overflow="fold", no_wrap=position == 0)
     for row in rows:
         table.add_row(*(Text(printable(value)) for value in row))
     _console().print(table)

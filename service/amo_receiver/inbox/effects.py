@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from amo_receiver.amocrm.events import changes_card, is_full
 from amo_receiver.amocrm.fields import integer, read_fields
-from amo_receiver.inbox.merge import FIELD, NEVER, TOMBSTONE, Row
+from amo_receiver.inbox.merge import FIELD, NEVER, TOMBSTONE, Row, Version
 
 if TYPE_CHECKING:
     from amo_receiver.amocrm.fields import AccountMapping
@@ -46,19 +46,19 @@ def row_of(
     if action in ("delete", "restore"):
         kind = "restore" if action == "restore" else "delete" if occurred_at else "undated"
         row.exceptions[TOMBSTONE] = (*version, kind)
-    if action == "delete":
-        return row
+    if action != "delete":
+        _write(row, entity, payload, version, occurred_at, mapping)
+    return row
+
+
+def _write(row: Row, entity: str, payload: dict[str, Any], version: Version, occurred_at: str | None, mapping: AccountMapping) -> None:
+    """Put a payload's fields on the row: all columns at once if it is a full snapshot, else each one that it names."""
     writes = read_fields(entity, payload, mapping)
     row.values.update(writes.columns)
     row.fields = {field_id: value for field_id, value in writes.fields.items() if value is not None}
     if is_full(payload):
         row.base = version
         row.snapshot_at = occurred_at or NEVER
-    else:
-        for column in writes.columns:
-            row.exceptions[column] = version
-        for field_id in writes.fields:
-            row.exceptions[FIELD + field_id] = version
-    return row
-
-
+        return
+    row.exceptions.update(dict.fromkeys(writes.columns, version))
+    row.exceptions.update(dict.fromkeys((FIELD + field_id for field_id in writes.fields), version))

@@ -63,7 +63,8 @@ def outline(events: list[Event]) -> str:
     """Return entities, actions and ids as amoCRM nests them, nothing else of the body."""
     tree: dict[str, dict[str, list[dict[str, int | str]]]] = {}
     for event in events[:MOST_EVENTS]:
-        shown: int | str = event.row.id if event.row else event.entity_id
+        # What stands where a card's id should be may be anything, a person's name included.
+        shown: int | str = event.row.id if event.row else "" if event.error else event.entity_id
         tree.setdefault(event.entity, {}).setdefault(event.action, []).append({"id": shown})
     text = orjson.dumps(tree).decode().replace('":', '": ').replace(',"', ', "').replace("},{", "}, {")
     return text if len(events) <= MOST_EVENTS else f"{text} and {len(events) - MOST_EVENTS} more"

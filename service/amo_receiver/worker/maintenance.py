@@ -87,9 +87,9 @@ def first_id(moment: datetime) -> str:
     return str(UUID(int=max(int(moment.timestamp() * 1000), 0) << 80))
 
 
-def _cutoffs(processed_days: int, dead_days: int) -> dict[str, str]:
+def _cutoffs(processed_days: int, dead_days: int, now: datetime | None) -> dict[str, str]:
     """Return the first ids that are kept."""
-    now = datetime.now(UTC)
+    now = now or datetime.now(UTC)
     return {
         "processed_before": first_id(now - timedelta(days=processed_days)),
         "dead_before": first_id(now - timedelta(days=dead_days)),
@@ -97,14 +97,20 @@ def _cutoffs(processed_days: int, dead_days: int) -> dict[str, str]:
 
 
 async def prune(
-    engine: AsyncEngine, processed_days: int, dead_days: int, progress: Progress | None = None, batch: int = BATCH
+    engine: AsyncEngine,
+    processed_days: int,
+    dead_days: int,
+    progress: Progress | None = None,
+    *,
+    batch: int = BATCH,
+    now: datetime | None = None,
 ) -> dict[str, int]:
     """Delete processed and dead events past their days, and deliveries whose last event is gone; return how many of each.
 
     Pending events are never deleted, nor is a delivery of which there still is an event.
     """
     progress = progress or Progress()
-    cutoffs = _cutoffs(processed_days, dead_days)
+    cutoffs = _cutoffs(processed_days, dead_days, now)
     counts = dict.fromkeys((step.what for step in STEPS), 0)
     for step in STEPS:
         for account_id in await _accounts(engine, step, cutoffs):
@@ -121,13 +127,14 @@ async def prune(
     return counts
 
 
-async def count_old(engine: AsyncEngine, processed_days: int, dead_days: int) -> dict[str, int]:
+async def count_old(engine: AsyncEngine, processed_days: int, dead_days: int, *, now: datetime | None = None) -> dict[str, int]:
     """Return how many of each ``prune`` would delete."""
+    cutoffs = _cutoffs(processed_days, dead_days, now)
     counts = {}
     for step in STEPS:
         statement = COUNT.format(accounts=accounts_of(step.table), table=step.table, condition=step.foreseen)
         async with engine.connect() as connection:
-            counts[step.what] = int(await connection.scalar(text(statement), _cutoffs(processed_days, dead_days)) or 0)
+            counts[step.what] = int(await connection.scalar(text(statement), cutoffs) or 0)
     return counts
 
 

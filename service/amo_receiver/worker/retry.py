@@ -57,11 +57,14 @@ class Notes(NamedTuple):
 class Retry:
     """The worker's attempts."""
 
-    def __init__(self, repository: Repository, current: Reloadable, limits: Limits, most: int) -> None:
+    def __init__(
+        self, repository: Repository, current: Reloadable, limits: Limits, most: int, *, run_seconds: float = RUN_SECONDS
+    ) -> None:
         self._repository = repository
         self._current = current
         self._limits = limits
         self._most = most
+        self._run_seconds = run_seconds
         self._owed = Notes([], [])
 
     async def run_due(self) -> int:
@@ -69,7 +72,7 @@ class Retry:
         await self._give_back()
         due = await self._repository.claim(self._most)
         started_at = datetime.now(UTC).isoformat()
-        deadline = asyncio.get_running_loop().time() + RUN_SECONDS
+        deadline = asyncio.get_running_loop().time() + self._run_seconds
         settlements: list[Settlement] = []
         outcomes: dict[str, Failure | None] = {}
         for event in due:
@@ -88,7 +91,7 @@ class Retry:
     async def _prepare(self, event: Any, started_at: str, deadline: float) -> Settlement:
         if event.attempts > MAX_ATTEMPTS:
             raise Rejected("the process died during each attempt")
-        if asyncio.get_running_loop().time() > deadline:
+        if asyncio.get_running_loop().time() >= deadline:
             raise DatabaseTimeout
         row = None
         if event.entity == UNPARSED:
@@ -99,10 +102,10 @@ class Retry:
         return Settlement(event.account_id, event.id, row, event.entity, attempt)
 
     def _row(self, event: Any) -> Row | None:
-        mapping = self._current.mapping.for_account(event.account_id)
         try:
             return row_of(event.id, event.account_id, event.entity, event.action, event.entity_id, event.payload,
-                          _iso(event.occurred_at), _iso(event.received_at) or "", mapping)  # fmt: skip
+                          _iso(event.occurred_at), _iso(event.received_at) or "",
+                          self._current.mapping.for_account(event.account_id))  # fmt: skip
         except ValueError as error:
             raise Rejected(str(error)) from error
         except Exception as error:
