@@ -190,7 +190,7 @@ def _deleted_at(events: list[Past]) -> int | None:
 def seen(row: Row, entity: str) -> dict[str, Any]:
     """Return a row in the shape of the oracle's."""
     values = {column: row.values.get(column) for column in COLUMNS[entity]}
-    values |= {column: Decimal(values[column]) for column in NUMBERS & values.keys() if values[column] is not None}
+    values |= {column: Decimal(value) for column, value in values.items() if column in NUMBERS and value is not None}
     fields = {field_id: [each["value"] for each in content["values"]] for field_id, content in row.fields.items()}
     times = {"deleted_at": _seconds(row.deleted_at), "crm_updated_at": _seconds(row.crm_updated_at)}
     return values | {"custom_fields": fields} | times
@@ -202,10 +202,10 @@ def _seconds(moment: str | None) -> int | None:
     return int(datetime.strptime(moment, "%Y-%m-%dT%H:%M:%S.%f%z").astimezone(UTC).timestamp()) - EPOCH
 
 
-KINDS = (
-    [("add", False), ("add", True), ("update", False), ("update", True), ("update", True), ("status", False), ("responsible", True)]
-    + [("delete", False), ("delete", False), ("delete", True), ("restore", False), ("restore", True)]
-)  # fmt: skip
+KINDS = [
+    *[("add", False), ("add", True), ("update", False), ("update", True), ("update", True), ("status", False), ("responsible", True)],
+    *[("delete", False), ("delete", False), ("delete", True), ("restore", False), ("restore", True)],
+]
 
 
 @st.composite

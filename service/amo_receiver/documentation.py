@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from amo_receiver.amocrm.keyring import MEND_CLIENT, MEND_URL
 from amo_receiver.health import test_page
 from amo_receiver.inbox.endpoints import PATH, WebhookEndpoint, envelope
 
@@ -40,6 +41,7 @@ JSON_EXAMPLE = {
         ]
     }
 }
+TIMESTAMP_EXAMPLE = "2024-01-01T12:00:00Z"
 FORM_EXAMPLE = "account[id]=32000001&leads[update][0][id]=12345&leads[update][0][name]=Лид&leads[update][0][last_modified]=1640995200"
 
 
@@ -56,7 +58,7 @@ class Answer(BaseModel):
     status: Literal["success", "partial", "error"] = Field(description="partial: an event of the body is not in the tables (yet).")
     message: str
     events_processed: int = Field(description="Events of the body whose effect is in the tables.")
-    timestamp: str = Field(description="UTC.", examples=["2024-01-01T12:00:00Z"])
+    timestamp: str = Field(description="UTC.", examples=[TIMESTAMP_EXAMPLE])
     errors: list[Fault] | None = None
 
 
@@ -67,6 +69,19 @@ class HealthPage(BaseModel):
     timestamp: str
     database: Literal["connected", "disconnected"]
     webhook_endpoint: Literal["active"]
+
+
+class LivePage(BaseModel):
+    """That the process answers."""
+
+    status: Literal["alive"]
+
+
+class ReadyPage(BaseModel):
+    """Whether webhooks should come here, and what stands in the way."""
+
+    status: Literal["ready", "not ready"]
+    obstacles: list[str]
 
 
 class TestPage(BaseModel):
@@ -101,13 +116,22 @@ def page_router(health: Health) -> APIRouter:
     """Return the two pages for people."""
     router = APIRouter(prefix=PATH, tags=["pages"])
 
-    @router.get("/health", response_model=HealthPage, responses={503: {"model": HealthPage, "description": "No database."}})
+    healthy = {"status": "healthy", "timestamp": TIMESTAMP_EXAMPLE, "database": "connected", "webhook_endpoint": "active"}
+    unhealthy = healthy | {"status": "unhealthy", "database": "disconnected"}
+    documented: dict[int | str, dict[str, Any]] = {
+        200: _described("The database answers.", "HealthPage", healthy),
+        503: _described("It does not.", "HealthPage", unhealthy) | {"model": HealthPage},
+    }
+
+    @router.get("/health", response_model=HealthPage, responses=documented)
     async def health_page() -> JSONResponse:
         """Tell whether the database answers; at most one second old. Not a probe: those are /livez and /readyz."""
         page = await health.page()
         return JSONResponse(page, 200 if page["status"] == "healthy" else 503)
 
-    @router.get("/test", response_model=TestPage)
+    found = _described("This is the right address.", "TestPage", test_page() | {"timestamp": TIMESTAMP_EXAMPLE})
+
+    @router.get("/test", response_model=TestPage, responses={200: found})
     async def test() -> dict[str, Any]:
         """Tell that this is the right address."""
         return test_page()
@@ -134,7 +158,7 @@ def document(app: FastAPI, settings: Settings) -> None:
         if app.openapi_schema is None:
             schema = get_openapi(title="amo-webhooks", version="0.1.0", description=DESCRIPTION, routes=app.routes)
             schema["info"]["contact"] = CONTACT
-            for model in (Answer, Fault):
+            for model in (Answer, Fault, LivePage, ReadyPage):
                 definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 definition.pop("$defs", None)
                 schema["components"]["schemas"][model.__name__] = definition
@@ -142,6 +166,8 @@ def document(app: FastAPI, settings: Settings) -> None:
                 name: {"type": "apiKey", "in": "header", "name": name} for name in ("X-Client-UUID", "X-Signature", "X-Account-ID")
             }
             schema["paths"] = {PATH: {"post": _signed(settings)}, PATH + "/{token}": {"post": _by_token(settings)}} | schema["paths"]
+            if settings.management_port is None:
+                schema["paths"] |= _probes()
             app.openapi_schema = schema
         return app.openapi_schema
 
@@ -165,8 +191,8 @@ def _signed(settings: Settings) -> dict[str, Any]:
         "`X-Signature` is the hex HMAC-SHA256 of `{X-Client-UUID}|{X-Account-ID}` keyed with the integration's client secret. "
         "The account id is text and need not be a number."
     )
-    errors = [{"path": "leads.add[1].id", "message": "is missing"}]
-    responses = _answers(settings) | {"400": _answer("Not usable; nothing of it is stored.", "error", "Invalid data: leads.add[1].id: is missing", errors)}
+    invalid = _example("error", "Invalid data: leads.add[1].id: is missing", errors=[{"path": "leads.add[1].id", "message": "is missing"}])
+    responses = _answers(settings, MEND_CLIENT) | {"400": _described("Not usable; nothing of it is stored.", "Answer", invalid)}
     operation = _operation("Signed webhook", description, dict(sorted(responses.items())), settings)
     operation["operationId"] = "signed_webhook"
     operation["security"] = [{"X-Client-UUID": [], "X-Signature": [], "X-Account-ID": []}]
@@ -174,24 +200,47 @@ def _signed(settings: Settings) -> dict[str, Any]:
 
 
 def _by_token(settings: Settings) -> dict[str, Any]:
-    description = "What amoCRM itself calls: it signs nothing, so the URL holds a token. A body that cannot be parsed is kept as a dead letter."
-    operation = _operation("Webhook of amoCRM itself", description, _answers(settings), settings)
+    description = (
+        "What amoCRM itself calls: it signs nothing, so the URL holds a token. A body that cannot be parsed is kept as a dead letter."
+    )
+    operation = _operation("Webhook of amoCRM itself", description, _answers(settings, MEND_URL), settings)
     operation["operationId"] = "token_webhook"
     operation["parameters"] = [{"name": "token", "in": "path", "required": True, "schema": {"type": "string"}}]
     return operation
 
 
-def _answers(settings: Settings) -> dict[str, Any]:
+def _answers(settings: Settings, mend: str) -> dict[str, Any]:
+    done = _example("success", "Processed 1 events", 1)
+    partial = _example("partial", "Processed 0 events", errors=[{"path": "leads.add[0]", "message": "LockNotAvailableError 55P03"}])
+    large = _example("error", f"The body has more than {settings.max_body_bytes} bytes.")
+    gone = _example("error", "The database is not available.")
     retry = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
     return {
-        "200": _answer("Committed.", "success", "Processed 1 events", None, 1),
-        "401": _answer("No active key matches.", "error", "X-Client-UUID is not known here"),
-        "413": _answer("Too large.", "error", f"The body has more than {settings.max_body_bytes} bytes."),
-        "503": _answer("Unknown whether it is stored: send it again.", "error", "The database is not available.") | {"headers": retry},
+        "200": _described("Committed; partial where an event is not in the tables (yet).", "Answer", done, partial),
+        "401": _described("No active key matches, or not for this account.", "Answer", _example("error", mend)),
+        "413": _described("Too large.", "Answer", large),
+        "503": _described("Unknown whether it is stored: send it again.", "Answer", gone) | {"headers": retry},
     }
 
 
-def _answer(description: str, status: str, message: str, errors: Any = None, processed: int = 0) -> dict[str, Any]:
-    example = {"status": status, "message": message, "events_processed": processed, "timestamp": "2024-01-01T12:00:00Z", "errors": errors}
-    schema = {"$ref": "#/components/schemas/Answer"}
-    return {"description": description, "content": {"application/json": {"schema": schema, "example": example}}}
+def _probes() -> dict[str, Any]:
+    alive = {"200": _described("The process answers.", "LivePage", {"status": "alive"})}
+    obstacle = {"status": "not ready", "obstacles": ["the database is not reached: ConnectionRefusedError"]}
+    ready = {
+        "200": _described("Schema seen, keys loaded.", "ReadyPage", {"status": "ready", "obstacles": []}),
+        "503": _described("Not yet.", "ReadyPage", obstacle),
+    }
+    return {
+        "/livez": {"get": {"tags": ["probes"], "summary": "Liveness", "operationId": "livez", "responses": alive}},
+        "/readyz": {"get": {"tags": ["probes"], "summary": "Readiness", "operationId": "readyz", "responses": ready}},
+    }
+
+
+def _example(status: str, message: str, processed: int = 0, errors: list[dict[str, str]] | None = None) -> dict[str, Any]:
+    return {"status": status, "message": message, "events_processed": processed, "timestamp": TIMESTAMP_EXAMPLE, "errors": errors}
+
+
+def _described(description: str, model: str, *examples: dict[str, Any]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{model}"}
+    named = {str(example["status"]): {"value": example} for example in examples}
+    return {"description": description, "content": {"application/json": {"schema": schema, "examples": named}}}

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 MAPPING = Mapping.parse((files("amo_receiver") / "mapping.toml").read_text("utf-8"))
 CURRENT = Reloadable(Keyring.build(None, {}, None, None), MAPPING)
 CREDENTIAL = Credential("default", "token", "abcdef012345")
-FORM = "application/x-www-form-urlencoded"
 
 
 @asynccontextmanager
@@ -44,18 +43,18 @@ async def opened(url: str, *, lock_timeout_ms: int = 50) -> AsyncIterator[Reposi
         await engine.dispose()
 
 
-def delivered(body: bytes, account: str = ACCOUNT, content_type: str = FORM) -> Delivery:
+def delivered(body: bytes, account: str = ACCOUNT) -> Delivery:
     """Return a delivery of this body, parsed."""
     received_at = time.time()
-    delivery = open_delivery(account, received_at, CREDENTIAL, Headers(content_type, user_agent="amoCRM-Webhooks/3.0"), body)
-    parsed = read_body(decode(body, content_type), received_at)
+    delivery = open_delivery(account, received_at, CREDENTIAL, Headers(user_agent="amoCRM-Webhooks/3.0"), body)
+    parsed = read_body(decode(body, ""), received_at)
     add_events(delivery, parsed.items, lambda item: account or parsed.account_id or item.account_id or "", MAPPING.for_account)
     return delivery
 
 
-def unparsed(body: bytes, account: str = ACCOUNT, content_type: str = FORM) -> Delivery:
+def unparsed(body: bytes, account: str = ACCOUNT) -> Delivery:
     """Return a delivery whose body could not be parsed when it came."""
-    return as_unparsed(open_delivery(account, time.time(), CREDENTIAL, Headers(content_type), body), "too new for us")
+    return as_unparsed(open_delivery(account, time.time(), CREDENTIAL, Headers(), body), "too new for us")
 
 
 async def accept(repository: Repository, *deliveries: Delivery) -> list[Outcome]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from integration.cards import Stored, differences, fold, read_cards
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import asyncpg
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 SETTLED_TIMEOUT_SECONDS = 30.0
 
 
-async def stored_events(connection: asyncpg.Connection) -> list[Any]:
+async def stored_events(connection: asyncpg.Connection) -> Sequence[Any]:
     """Return the events that carry a serial."""
-    return await connection.fetch(
+    events: Sequence[Any] = await connection.fetch(
         "SELECT id, delivery_id, account_id, received_at, state, last_error, (payload->>'serial')::int AS serial FROM events"
         " WHERE payload ? 'serial' ORDER BY id"
     )
+    return events
 
 
 async def require_agreement(connection: asyncpg.Connection, changes: Mapping[int, Change]) -> None:
@@ -45,7 +46,8 @@ async def require_kept(connection: asyncpg.Connection, answers: Iterable[Answer]
     whole = [answer for answer in accepted if answer.document["status"] == "success"]
     unapplied = {serial for answer in whole for serial in answer.post.serials if states[serial] != "processed"}
     assert not unapplied, f"answered as applied and not processed: {sorted(unapplied)[:10]}"
-    twice = [serial for serial, count in Counter(event["serial"] for event in events).items() if count > 1 and changes[serial].at is not None]
+    counts = Counter(event["serial"] for event in events)
+    twice = [serial for serial, count in counts.items() if count > 1 and changes[serial].at is not None]
     assert not twice, f"stored twice: {twice[:10]}"
 
 

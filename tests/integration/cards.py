@@ -158,13 +158,13 @@ def _number(value: Any) -> Decimal | None:
 async def read_cards(connection: asyncpg.Connection) -> dict[Key, Card]:
     """Return the cards in the tables."""
     cards: dict[Key, Card] = {}
-    for entity in COLUMNS:
+    for entity, columns in COLUMNS.items():
         for row in await connection.fetch(f"SELECT * FROM {entity}"):
-            exceptions = {name: (datetime.fromisoformat(at), UUID(event)) for name, (at, event, *_) in json.loads(row["versions"] or "{}").items()}
-            base = {} if row["version_event"].int == 0 else dict.fromkeys(COLUMNS[entity], (row["version_at"], row["version_event"]))
+            later = json.loads(row["versions"] or "{}").items()
+            base = {} if row["version_event"].int == 0 else dict.fromkeys(columns, (row["version_at"], row["version_event"]))
             cards[row["account_id"], entity, row["id"]] = Card(
-                {column: row[column] for column in COLUMNS[entity]},
-                base | {name: version for name, version in exceptions.items() if name in COLUMNS[entity]},
+                {column: row[column] for column in columns},
+                base | {name: (datetime.fromisoformat(at), UUID(event)) for name, (at, event, *_) in later if name in columns},
                 {id_: custom["values"][0]["value"] for id_, custom in json.loads(row["custom_fields"]).items()},
                 row["deleted_at"],
                 row["crm_updated_at"],
@@ -174,4 +174,5 @@ async def read_cards(connection: asyncpg.Connection) -> dict[Key, Card]:
 
 def differences(found: Mapping[Key, Card], expected: Mapping[Key, Card]) -> list[str]:
     """Return a line for each card that is not as expected."""
-    return [f"{key}:\n  is     {found.get(key)}\n  should {expected.get(key)}" for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
+    wrong = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
+    return [f"{key}:\n  is     {found.get(key)}\n  should {expected.get(key)}" for key in wrong]

@@ -35,7 +35,7 @@ class Post:
     body: bytes
     serials: tuple[int, ...] = ()
 
-    def bytes(self) -> bytes:
+    def request(self) -> bytes:
         """Return the whole request."""
         return self.head() + self.body
 
@@ -89,12 +89,13 @@ class Line:
     async def post(self, post: Post) -> Answer:
         """Send a delivery and return its answer, also where none comes."""
         started = time.monotonic()
-        connected, status, document = False, None, {}
+        connected, status = False, None
+        document: dict[str, Any] = {}
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 reader, writer = await self.open()
                 connected = True
-                writer.write(post.bytes())
+                writer.write(post.request())
                 status, document = await read_answer(reader)
         except (OSError, EOFError, TimeoutError):
             self.close()
@@ -193,7 +194,9 @@ async def send_together(posts: Sequence[Post], service: ServiceProcess) -> list[
 
 
 @asynccontextmanager
-async def under_load(posts: Iterator[Post], *urls: str, connections: int = 32, tries: int = 1, pause_seconds: float = 0.0) -> AsyncIterator[Load]:
+async def under_load(
+    posts: Iterator[Post], *urls: str, connections: int = 32, tries: int = 1, pause_seconds: float = 0.0
+) -> AsyncIterator[Load]:
     """Send while the block runs; what is under way at its end is answered before this returns."""
     load = Load(posts, urls, connections, tries, pause_seconds)
     task = asyncio.create_task(load.run())

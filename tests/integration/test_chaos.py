@@ -13,14 +13,14 @@ import pytest
 
 from integration.books import require_agreement, require_kept, settled, stored_events
 from integration.cards import Change
-from integration.load import Line, Load, Post, open_connection, post_of, read_answer, under_load
+from integration.load import Answer, Line, Load, Post, open_connection, post_of, read_answer, under_load
 from servers import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from amo_receiver.embedded import EmbeddedPostgres
-    from amo_receiver.embedded.server import StopMode
+    from amo_receiver.embedded.processes import StopMode
     from conftest import StartService
     from pooler import PgBouncer
 
@@ -129,7 +129,7 @@ async def test_a_pooler_that_restarts_costs_no_more_than_503(
 
 
 async def test_sigterm_under_load_answers_what_is_in_flight(start_service: StartService, pooled_url: str, database_url: str) -> None:
-    """Requests that have begun are answered, also those whose body comes later; nothing is stored without an answer; then the process ends."""
+    """Requests that have begun are answered, also where the body comes later; nothing is stored without an answer; the process ends."""
     service, traffic = start_service(pooled_url, env={"ANSWER_BUDGET_MS": "8000"}), Traffic()
     begun = [(traffic.about(card), await open_connection(service.url)) for card in range(1, 21)]
     async with under_load(iter(traffic), service.url, connections=24) as load:
@@ -167,9 +167,9 @@ async def _refuses(url: str) -> None:
 
 
 async def test_a_long_lock_on_one_lead_holds_up_no_other(start_service: StartService, pooled_url: str, database_url: str) -> None:
-    """While somebody holds one lead for 3 s, all others are accepted; the events of that one are stored, or refused by 503, and applied later."""
+    """While somebody holds one lead for 3 s, all others are accepted; its own events are stored or refused by 503, and applied later."""
     service, traffic = start_service(pooled_url), Traffic()
-    hot: list = []
+    hot: list[Answer] = []
     line = Line(service.url)
     async with connect(database_url) as holder, under_load(iter(traffic), service.url, connections=16, pause_seconds=0.01) as load:
         assert (await line.post(traffic.about(HOT_LEAD))).status == 200
@@ -209,4 +209,3 @@ async def test_a_pooler_that_hangs_keeps_nobody_waiting(
         pgbouncer.resume()
     load.answers += last.answers
     await require_nothing_lost(database_url, load, traffic)
-

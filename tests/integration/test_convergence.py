@@ -15,6 +15,8 @@ from servers import connect
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import asyncpg
+
     from conftest import StartService
 
 ACCOUNTS = ("32000001", "test-account")
@@ -81,7 +83,9 @@ class Crm:
         return self._random.sample([*posts, *repeated], len(posts) + len(repeated))
 
 
-async def test_three_processes_end_in_the_rows_that_the_events_make(start_service: StartService, pooled_url: str, database_url: str) -> None:
+async def test_three_processes_end_in_the_rows_that_the_events_make(
+    start_service: StartService, pooled_url: str, database_url: str
+) -> None:
     """Every delivery is answered 200 and applied at once, each event stored once, and the rows equal a plain fold of what was sent."""
     services = [start_service(pooled_url) for _ in range(3)]
     crm = Crm(20240101)
@@ -110,8 +114,8 @@ async def test_three_processes_end_in_the_rows_that_the_events_make(start_servic
         await _require_document_order(connection, sent)
 
 
-async def _require_counted(connection, sent: Sequence[Post], changes: dict[int, Change]) -> None:
-    """Require an event without a time for each copy that was sent, any other once, and a count of the deliveries that brought nothing new."""
+async def _require_counted(connection: asyncpg.Connection, sent: Sequence[Post], changes: dict[int, Change]) -> None:
+    """Require an event without a time for each copy sent, any other once, and a count of the deliveries that brought nothing new."""
     copies = Counter(serial for post in sent for serial in post.serials)
     events = await stored_events(connection)
     expected = {serial: count if changes[serial].at is None else 1 for serial, count in copies.items()}
@@ -124,7 +128,7 @@ async def _require_counted(connection, sent: Sequence[Post], changes: dict[int, 
     assert await connection.fetchval("SELECT count(*) FROM events WHERE state <> 'processed'") == 0
 
 
-async def _require_document_order(connection, sent: Sequence[Post]) -> None:
+async def _require_document_order(connection: asyncpg.Connection, sent: Sequence[Post]) -> None:
     """Require that the ids of a body's events grow as they stand in it."""
     positions = {serial: position for post in sent for position, serial in enumerate(post.serials)}
     orders: dict[object, list[int]] = {}

@@ -35,8 +35,9 @@ def at_commit(url: str, table: str, statement: str) -> None:
 
 async def waits_at_the_gate(connection: asyncpg.Connection) -> None:
     """Return when a transaction waits for the advisory lock."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted"
     async with asyncio.timeout(20):
-        while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted", GATE):
+        while not await connection.fetchval(waiting, GATE):
             await asyncio.sleep(0.02)
 
 
@@ -58,7 +59,7 @@ async def test_no_byte_is_sent_while_the_commit_is_under_way(start_service: Star
     async with connect(database_url) as gate, connect(database_url) as other:
         await gate.execute("SELECT pg_advisory_lock($1)", GATE)
         reader, writer = await open_connection(service.url)
-        writer.write(by_token(form_body("leads", "add", lead(id=11))).bytes())
+        writer.write(by_token(form_body("leads", "add", lead(id=11))).request())
         first_byte = asyncio.create_task(reader.readexactly(1))
         await waits_at_the_gate(other)
 
@@ -90,7 +91,7 @@ async def test_another_connection_sees_the_rows_when_the_first_byte_arrives(
                 for card in range(line, 320, 32):
                     body = form_body("leads", "add", lead(id=card + 1)), json_body("leads", "add", lead_v4(id=card + 1))
                     async with pool.acquire() as connection:
-                        writer.write((by_token(body[0]) if card % 2 else signed(ACCOUNT, body[1])).bytes())
+                        writer.write((by_token(body[0]) if card % 2 else signed(ACCOUNT, body[1])).request())
                         first_byte = await reader.readexactly(1)
                         seen.append(await visible(connection, card + 1))
                     rest = asyncio.StreamReader()
@@ -174,7 +175,7 @@ async def test_a_commit_whose_answer_is_lost_counts_once(start_service: StartSer
 
         assert wire.cuts == 0
         assert wire.commits == 3
-        assert [(answer.status, answer.document["status"], answer.document["events_processed"]) for answer in answers] == [(200, "success", 1)] * 2
+        assert [(answer.status, answer.document["events_processed"]) for answer in answers] == [(200, 1)] * 2
 
         wire.cuts = 2  # the second try's answer is lost, too
         answers = await send([by_token(form_body("leads", "update", lead(id=13)))], service.url, connections=1, tries=3)

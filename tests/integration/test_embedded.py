@@ -159,6 +159,8 @@ def test_stale_process_id(kept: EmbeddedPostgres, record: str) -> None:
     try:
         pid_file = kept.data_dir / "cluster" / "postmaster.pid"
         pid_file.write_text(record.format(other=other.pid))
+        port = (kept.data_dir / "port").read_text()
+        (pid_file.parent / f".s.PGSQL.{port}.lock").write_text(record.format(other=other.pid))
         pid_file.chmod(0o644)
         with kept:
             assert names(kept.url())
@@ -271,8 +273,9 @@ def test_out_of_reach_of_ctrl_c(kept: EmbeddedPostgres) -> None:
 @only_root
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="the owner of a process is read from /proc")
 def test_root_runs_it_as_another_user(kept: EmbeddedPostgres) -> None:
-    """Root runs Postgres as the user who owns the data, who is not root."""
+    """Root runs Postgres as the user who owns the data, who is not root and in none of root's groups."""
     with kept:
+        assert "\nGroups:\t \n" in read(Path(f"/proc/{kept.pid}/status"))
         assert Path(f"/proc/{kept.pid}").stat().st_uid == (kept.data_dir / "cluster").stat().st_uid != 0
 
 
@@ -330,6 +333,13 @@ def test_start_killed_half_way(folder: Path, pg_bin: Path | None) -> None:
     (folder / "postgres-18.0.0").mkdir()
     with EmbeddedPostgres(folder, bin_dir=pg_bin) as server:
         assert run_sql(server.url(), "SELECT 1")
+
+
+def test_environment(folder: Path, pg_bin: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller's environment does not reach Postgres."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    with EmbeddedPostgres(folder, bin_dir=pg_bin) as server:
+        assert run_sql(server.url(), "SHOW timezone")[0][0] == "UTC"
 
 
 def test_other_major_version(folder: Path, pg_bin: Path | None) -> None:

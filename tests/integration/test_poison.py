@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -14,6 +14,8 @@ from servers import connect, run_sql, signed_headers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import asyncpg
 
     from conftest import StartService
 
@@ -39,32 +41,36 @@ def raw(fields: str, action: str = "update") -> bytes:
 def forms() -> list[Poison]:
     """Return the poison that only a form can hold, or holds in its own way."""
     good = form_body("leads", "update", lead(id=7001))
+    sparse = b"leads[update][99999999][id]=7003&leads[update][99999999][last_modified]=1795000000"
+    long_account = http_build_query({"account": {"id": "ж" * 1500}, "leads": {"add": [lead(id=7005)]}})
+    account_with_nul = http_build_query({"account": {"id": "a\0b"}, "leads": {"add": [lead(id=7006)]}})
     return [
         Poison("NUL in a form", "applied", 200, form_body("leads", "update", lead(id=7002, name="a\0b")), FORM),
         Poison("bytes that are not UTF-8", "dead", 400, good + b"&leads%5Bupdate%5D%5B0%5D%5Bname%5D=%FF%FE", FORM),
         Poison("an encoded surrogate", "dead", 400, good + b"&leads%5Bupdate%5D%5B0%5D%5Bname%5D=%ED%A0%80", FORM),
         Poison("a deep form", "dead", 400, b"leads" + b"%5Badd%5D" * 10_000 + b"=1", FORM),
         Poison("too many fields", "dead", 400, b"&".join(b"leads[add][0][f%d]=1" % number for number in range(20_001)), FORM),
-        Poison("a huge list position", "applied", 200, b"leads[update][99999999][id]=7003&leads[update][99999999][last_modified]=1795000000", FORM),
+        Poison("a huge list position", "applied", 200, sparse, FORM),
         Poison("nothing but separators", "nothing", 200, b"&" * 1_000_000, FORM),
         Poison("no event at all", "dead", 400, b"hello=world", FORM),
         Poison("a form that says it is JSON", "dead", 400, form_body("leads", "update", lead(id=7004))),
-        Poison("an account of 3,000 bytes", "applied", 400, http_build_query({"account": {"id": "ж" * 1500}, "leads": {"add": [lead(id=7005)]}}), FORM),
-        Poison("a NUL in the account", "applied", 400, http_build_query({"account": {"id": "a\0b"}, "leads": {"add": [lead(id=7006)]}}), FORM),
+        Poison("an account of 3,000 bytes", "applied", 400, long_account, FORM),
+        Poison("a NUL in the account", "applied", 400, account_with_nul, FORM),
     ]
 
 
 def texts() -> list[Poison]:
     """Return JSON whose text Postgres cannot hold, or hardly."""
+    field = {"field_id": noise(9000), "values": [{"value": 1}]}
     return [
         Poison("NUL", "applied", 200, raw(r'"id":7101,"name":"a\u0000b","k\u0000":1')),
         Poison("a lone surrogate", "applied", 200, raw(r'"id":7102,"name":"a\ud800b","\udfff":["\ud800"]')),
         Poison("NUL in an entity", "recorded", 200, b'{"ta\\u0000sk":{"a\\ud800":[{"id":"x\\u0000"}]}}'),
         Poison("a name of nearly 1 MiB", "applied", 200, json_body("leads", "add", lead_v4(id=7103, name="я" * 520_000))),
-        Poison("a field id of 9,000 bytes", "applied", 200, raw('"id":7104,"custom_fields_values":[{"field_id":"%s","values":[{"value":1}]}]' % noise(9000))),
+        Poison("a field id of 9,000 bytes", "applied", 200, json_body("leads", "add", lead_v4(id=7104, custom_fields_values=[field]))),
         Poison("an id of 3,000 bytes", "dead", 400, raw(f'"id":"{noise(3000)}"')),
-        Poison("another entity's id of 3,000 bytes", "recorded", 200, b'{"task":{"add":[{"id":"%s","updated_at":1}]}}' % noise(3000).encode()),
-        Poison("an entity's name of 3,000 bytes", "recorded", 200, json_body(noise(3000), noise(3000), {"id": 1, "updated_at": 1795000000})),
+        Poison("another entity's id of 3,000 bytes", "recorded", 200, json_body("task", "add", {"id": noise(3000), "updated_at": 1})),
+        Poison("an entity's name of 3,000 bytes", "recorded", 200, json_body(noise(3000), noise(3000), {"id": 1, "updated_at": 1})),
         Poison("digits that are no ASCII", "dead", 400, json_body("leads", "add", {"id": "١٢٣"})),
     ]
 
@@ -92,10 +98,14 @@ def numbers() -> list[Poison]:
 
 def shapes() -> list[Poison]:
     """Return JSON of the wrong types, and more of it than is allowed."""
-    everywhere = '"id":7301,"name":{"a":1},"price":[1],"status_id":{},"pipeline_id":true,"custom_fields":5,"custom_fields_values":[[1],{},{"field_id":{}},7],"tags":null'
+    everywhere = (
+        '"id":7301,"name":{"a":1},"price":[1],"status_id":{},"pipeline_id":true,'
+        '"custom_fields":5,"custom_fields_values":[[1],{},{"field_id":{}},7],"tags":null'
+    )
+    values = '"id":7302,"custom_fields":{"7":{"id":123458,"values":{"value":{"a":[]}}},"8":{"id":[],"values":3}}'
     return [
         Poison("wrong types everywhere", "applied", 200, raw(everywhere)),
-        Poison("values of wrong types", "applied", 200, raw('"id":7302,"custom_fields":{"7":{"id":123458,"values":{"value":{"a":[]}}},"8":{"id":[],"values":3}}')),
+        Poison("values of wrong types", "applied", 200, raw(values)),
         Poison("true as id", "dead", 400, raw('"id":true')),
         Poison("null as id", "dead", 400, raw('"id":null')),
         Poison("a list as id", "dead", 400, raw('"id":[7303]')),
@@ -134,7 +144,7 @@ def mixed(good: Sequence[Post], bad: Sequence[Post]) -> list[Post]:
     return random.Random(7).sample([*good, *bad], len(good) + len(bad))  # noqa: S311 - no secret
 
 
-async def require_good_applied(connection, answers: Sequence[Answer], good: Sequence[Post]) -> None:
+async def require_good_applied(connection: asyncpg.Connection, answers: Sequence[Answer], good: Sequence[Post]) -> None:
     """Require that every good delivery was answered and applied as if it had come alone."""
     of_good = [answer for answer in answers if any(answer.post is post for post in good)]
     assert [(answer.status, answer.document.get("status")) for answer in of_good] == [(200, "success")] * GOOD
@@ -142,7 +152,7 @@ async def require_good_applied(connection, answers: Sequence[Answer], good: Sequ
     assert await connection.fetchval(names) == GOOD
 
 
-async def require_shared_transaction(connection, good: Sequence[Post], bad: Sequence[Post]) -> None:
+async def require_shared_transaction(connection: asyncpg.Connection, good: Sequence[Post], bad: Sequence[Post]) -> None:
     """Require that good and bad were in one batch at all: their deliveries were stored by the same transaction."""
     rows = await connection.fetch("SELECT body, xmin::text AS transaction FROM deliveries")
     transactions: dict[bool, set[str]] = {True: set(), False: set()}
@@ -192,7 +202,7 @@ async def test_signed_poison_is_refused_where_it_is_invalid_and_harms_no_neighbo
     assert "Traceback" not in service.log_path.read_text()
 
 
-async def _became(connection, poison: Poison) -> str:
+async def _became(connection: asyncpg.Connection, poison: Poison) -> str:
     """Return the one state or effect of a body's events."""
     delivery = await connection.fetchrow("SELECT account_id, id FROM deliveries WHERE body = $1", poison.body)
     if delivery is None:
@@ -213,7 +223,9 @@ def refuse(url: str, table: str, condition: str, state: str) -> None:
     run_sql(url, REFUSAL.format(state=state), trigger)
 
 
-async def test_a_lead_that_the_database_refuses_stays_pending_alone(start_service: StartService, pooled_url: str, database_url: str) -> None:
+async def test_a_lead_that_the_database_refuses_stays_pending_alone(
+    start_service: StartService, pooled_url: str, database_url: str
+) -> None:
     """All others of its batch are applied and answered as a success; it, and a copy of it, are answered 200 as partial."""
     refuse(database_url, "leads", "NEW.id = 666", "23514")
     service = start_service(pooled_url, env={"WORKER_ENABLED": "false"})
@@ -223,7 +235,8 @@ async def test_a_lead_that_the_database_refuses_stays_pending_alone(start_servic
     answers = await send_together(mixed(good, bad), service)
 
     of_bad = [answer for answer in answers if answer.post is refused]
-    assert [(answer.status, answer.document["status"], answer.document["events_processed"]) for answer in of_bad] == [(200, "partial", 1)] * 2
+    summaries = [(answer.status, answer.document["status"], answer.document["events_processed"]) for answer in of_bad]
+    assert summaries == [(200, "partial", 1)] * 2
     assert [[problem["path"] for problem in answer.document["errors"]] for answer in of_bad] == [["leads.update[0]"]] * 2
     async with connect(database_url) as connection:
         await require_good_applied(connection, answers, good)
@@ -251,7 +264,8 @@ async def test_a_delivery_that_the_database_refuses_is_kept_as_a_raw_body_with_a
     async with connect(database_url) as connection:
         await require_good_applied(connection, answers, good)
         dead = await connection.fetch(
-            "SELECT d.body, d.unparsed, e.entity, e.state, e.last_error FROM deliveries d JOIN events e ON e.delivery_id = d.id WHERE e.effect IS NULL"
+            "SELECT d.body, d.unparsed, e.entity, e.state, e.last_error"
+            " FROM deliveries d JOIN events e ON e.delivery_id = d.id WHERE e.effect IS NULL"
         )
         assert sorted(row["body"] for row in dead) == sorted(post.body for post in bad)
         assert {(row["unparsed"], row["entity"], row["state"]) for row in dead} == {(True, "unparsed", "dead")}
@@ -259,7 +273,9 @@ async def test_a_delivery_that_the_database_refuses_is_kept_as_a_raw_body_with_a
     assert "secret" not in service.log_path.read_text()
 
 
-async def test_what_cannot_be_stored_in_any_form_is_answered_503_alone(start_service: StartService, pooled_url: str, database_url: str) -> None:
+async def test_what_cannot_be_stored_in_any_form_is_answered_503_alone(
+    start_service: StartService, pooled_url: str, database_url: str
+) -> None:
     """Where even the raw body is refused, its sender is to come again, and no neighbour is."""
     refuse(database_url, "events", "NEW.account_id = '666'", "23514")
     service = start_service(pooled_url)

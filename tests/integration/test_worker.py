@@ -6,8 +6,8 @@ import asyncio
 import http.client
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-import asyncpg
 import pytest
 
 from amo_receiver.inbox.delivery import cut_body
@@ -20,7 +20,8 @@ from servers import WEBHOOK_TOKEN, connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from urllib.parse import ParseResult
+
+    import asyncpg
 
     from conftest import StartService
 
@@ -95,8 +96,7 @@ async def test_an_event_at_fault_is_answered_partial_and_its_neighbours_are_appl
 
 
 def _post(url: str, body: bytes) -> tuple[int, dict[str, Any]]:
-    address: ParseResult | Any = http.client.urlsplit(url)
-    sender = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
+    sender = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
     try:
         sender.request("POST", f"/api/webhooks/amo/{WEBHOOK_TOKEN}", body, {"Content-Type": "application/x-www-form-urlencoded"})
         response = sender.getresponse()
@@ -193,7 +193,7 @@ async def test_events_that_time_did_not_reach_are_given_back(repository: Reposit
 class AwayWhenNoting(Repository):
     """A repository whose database is away whenever an attempt is to be given back."""
 
-    async def defer(self, failures: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
+    async def defer(self, *_: Any) -> dict[str, tuple[str, int]]:
         raise DatabaseTimeout
 
 
@@ -237,7 +237,7 @@ async def test_an_event_that_kills_its_process_ends_dead(repository: Repository,
 class Broken:
     """A mapping with a bug."""
 
-    def for_account(self, account_id: str) -> Any:
+    def for_account(self, _: str) -> Any:
         raise KeyError(SECRET_NAME)
 
 
@@ -354,7 +354,7 @@ async def test_an_unparsed_body_is_parsed_by_a_replay_and_gives_its_events_once(
 ) -> None:
     """However often it is attempted and replayed; undated events, which are never duplicates, included."""
     body = json_body("leads", "update", lead(id=GOOD, name="dated"), digital_pipeline_lead(id=15))
-    await accept(repository, unparsed(body, content_type="application/json"))
+    await accept(repository, unparsed(body))
     assert await connection.fetchval("SELECT count(*) FROM leads") == 0
     lookup = Lookup(repository.engine)
     dead = await connection.fetchval("SELECT id::text FROM events WHERE entity = 'unparsed' AND state = 'dead'")
@@ -394,7 +394,7 @@ async def test_a_body_that_still_cannot_be_parsed_is_dead_again_at_once(
     repository: Repository, connection: asyncpg.Connection, body: bytes, cut: bool, reason: str
 ) -> None:
     """The reason is today's, and there is no second attempt."""
-    delivery = unparsed(body, content_type="")
+    delivery = unparsed(body)
     if cut:
         cut_body(delivery)
     await accept(repository, delivery)
@@ -409,9 +409,9 @@ async def test_the_claim_reads_the_index_of_due_events_only(repository: Reposito
     await accept(repository, delivered(leads(POISON)))
     await make_pending(connection)
     await connection.execute(
-        "INSERT INTO events (account_id, id, delivery_id, entity, action, entity_id, path, payload, received_at, state, effect, processed_at)"
-        " SELECT 'other', gen_random_uuid(), gen_random_uuid(), 'task', 'add', n::text, '', '{}', now(), 'processed', 'recorded', now()"
-        " FROM generate_series(1, 20000) n"
+        "INSERT INTO events (account_id, id, delivery_id, entity, action, entity_id, path, payload, received_at, state, effect,"
+        " processed_at) SELECT 'other', gen_random_uuid(), gen_random_uuid(), 'task', 'add', n::text, '', '{}', now(), 'processed',"
+        " 'recorded', now() FROM generate_series(1, 20000) n"
     )
     await connection.execute("ANALYZE events")
     plan = "\n".join(row[0] for row in await connection.fetch("EXPLAIN " + str(CLAIM).replace(":most", "50")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -154,9 +155,9 @@ async def hold(repository: FakeRepository, batches: GroupCommit) -> Held:
     """Occupy every call that may be under way."""
     held = Held([Gate() for _ in range(MOST_FLUSHES)], [])
     repository.on_accept = list(held.gates)
-    for number in range(MOST_FLUSHES):
-        held.tasks += submit(batches, delivery(number + 1))
-        await until(lambda count=number: len(repository.accepts) > count)
+    while len(repository.accepts) < MOST_FLUSHES:
+        held.tasks += submit(batches, delivery(1))
+        await until(lambda: len(repository.accepts) == len(held.tasks))
     return held
 
 
@@ -222,7 +223,7 @@ async def test_a_batch_is_bounded_by_count(repository: FakeRepository, batches: 
     sent = [delivery() for _ in range(MOST_DELIVERIES + 1)]
     assert await outcomes(submit(batches, *sent)) == [Outcome(0, [])] * len(sent)
     assert [len(ids) for ids in repository.ids()] == [MOST_DELIVERIES, 1]
-    assert sum(repository.ids(), []) == [each.id for each in sent]
+    assert [*chain(*repository.ids())] == [each.id for each in sent]
 
 
 async def test_a_batch_is_bounded_by_bytes(repository: FakeRepository, batches: GroupCommit) -> None:
@@ -388,7 +389,12 @@ async def test_the_second_try_may_find_the_first_one_committed(repository: FakeR
 # Offending deliveries
 
 
-OFFENCES = [pg.NumericValueOutOfRangeError("x"), pg.UntranslatableCharacterError("x"), pg.CheckViolationError("x"), pg.ProgramLimitExceededError("x")]
+OFFENCES = [
+    pg.NumericValueOutOfRangeError("x"),
+    pg.UntranslatableCharacterError("x"),
+    pg.CheckViolationError("x"),
+    pg.ProgramLimitExceededError("x"),
+]
 
 
 @pytest.mark.parametrize("offence", OFFENCES, ids=lambda error: error.sqlstate)
@@ -405,7 +411,7 @@ async def test_the_offender_is_found_and_stored_as_a_raw_body(
     assert (kept.id, kept.body, len(kept.events)) == (sent[3].id, b"\x04", 1)
     assert (kept.events[0].entity, kept.events[0].error, kept.events[0].row) == (UNPARSED, reason, None)
     stored = [ids for ids, deliveries in zip(repository.ids(), repository.accepts, strict=True) if not repository.refuse(deliveries)]
-    assert sorted(sum(stored, [])) == sorted(each.id for each in sent)
+    assert sorted(chain(*stored)) == sorted(each.id for each in sent)
     assert [record.message for record in caplog.records] == ["Delivery not storable as events"]
 
 
@@ -469,7 +475,9 @@ async def test_an_event_that_cannot_be_applied_does_not_keep_the_others_back(
     assert repository.lock_timeouts == {100}
 
 
-@pytest.mark.parametrize("error", [DatabaseTimeout(), pg.TooManyConnectionsError("x"), pg.ConnectionFailureError("x"), pg.QueryCanceledError("x")])
+@pytest.mark.parametrize(
+    "error", [DatabaseTimeout(), pg.TooManyConnectionsError("x"), pg.ConnectionFailureError("x"), pg.QueryCanceledError("x")]
+)
 async def test_a_database_in_trouble_is_not_asked_again_for_each_half(
     repository: FakeRepository, batches: GroupCommit, error: Exception
 ) -> None:
@@ -514,7 +522,8 @@ async def test_what_is_recorded_only_is_not_settled(repository: FakeRepository, 
 
 
 @pytest.mark.parametrize(
-    ("state", "processed", "reason"), [("processed", 1, None), ("pending", 0, "its first copy is pending"), ("dead", 0, "its first copy is dead")]
+    ("state", "processed", "reason"),
+    [("processed", 1, None), ("pending", 0, "its first copy is pending"), ("dead", 0, "its first copy is dead")],
 )
 async def test_a_duplicate_counts_as_its_first_one_does(
     repository: FakeRepository, batches: GroupCommit, state: str, processed: int, reason: str | None

@@ -117,7 +117,11 @@ def test_no_body_is_left_out() -> None:
 
 def test_events_come_in_document_order() -> None:
     """Entities, actions and items keep the body's order; numeric keys of a form are names, whatever their order."""
-    document = {"contacts": {"update": {"7": contact(), "0": contact(id=5)}}, "account": {"id": "1"}, "leads": {"status": [lead()], "add": [lead()]}}
+    document = {
+        "contacts": {"update": {"7": contact(), "0": contact(id=5)}},
+        "account": {"id": "1"},
+        "leads": {"status": [lead()], "add": [lead()]},
+    }
     assert [item.path for item in read(document)] == ["contacts.update[7]", "contacts.update[0]", "leads.status[0]", "leads.add[0]"]
     assert [item.entity_id for item in read(document)][:2] == ["20000001", "5"]
 
@@ -193,7 +197,9 @@ def test_an_unusable_item_says_what_is_wrong_and_where(document: dict[str, Any],
     assert problems(document) == expected
 
 
-@pytest.mark.parametrize("identity", ["x", "0", 0, -1, "-1", 1.5, "1.5", True, [1], {"a": 1}, 2**63, str(2**63), "1" * 5000, "١", " 1", "1e3"])
+@pytest.mark.parametrize(
+    "identity", ["x", "0", 0, -1, "-1", 1.5, "1.5", True, [1], {"a": 1}, 2**63, str(2**63), "1" * 5000, "١", " 1", "1e3"]
+)
 def test_the_id_of_a_card_is_a_positive_64_bit_integer(identity: Any) -> None:
     """Anything else cannot be a key of the table; the problem does not quote it."""
     assert one("leads", "add", {"id": identity}).problem == Problem("leads.add[0].id", NO_ID)
@@ -472,7 +478,11 @@ def test_a_list_without_numbers_in_a_form() -> None:
 
 
 @EASY
-@given(st.dictionaries(st.sampled_from(["leads", "contacts", "account", "task", ""]), st.dictionaries(st.sampled_from(["add", "note", ""]), JSON_VALUES)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["leads", "contacts", "account", "task", ""]), st.dictionaries(st.sampled_from(["add", "note", ""]), JSON_VALUES)
+    )
+)
 def test_no_document_raises_anything_else(document: dict[str, Any]) -> None:
     """Any document gives events or Unparsable; each event of a card has a usable id or a problem."""
     try:

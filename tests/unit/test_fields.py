@@ -28,7 +28,8 @@ def of_contact(payload: dict[str, Any], mapping: Mapping = SHIPPED) -> Writes:
 
 
 def payload_of(name: str, entity: str, action: str) -> dict[str, Any]:
-    return decode(body(name), "application/x-www-form-urlencoded")[entity][action]["0"]
+    payload: dict[str, Any] = decode(body(name), "application/x-www-form-urlencoded")[entity][action]["0"]
+    return payload
 
 
 def with_fields(*fields: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,12 @@ def with_fields(*fields: dict[str, Any]) -> dict[str, Any]:
 )
 def test_the_shipped_mapping_names_every_column(entity: str, field_id: int, code: str, column: str) -> None:
     """Each column is found by its documented id, by its built-in code in any case, and by a name of that spelling."""
-    for field in (custom_field(field_id, "7"), custom_field(1, "7", code=code), custom_field(1, "7", code=code.lower()), custom_field(1, "7", name=code)):
+    for field in (
+        custom_field(field_id, "7"),
+        custom_field(1, "7", code=code),
+        custom_field(1, "7", code=code.lower()),
+        custom_field(1, "7", name=code),
+    ):
         assert read_fields(entity, with_fields(field), SHIPPED.for_account("")).columns == {column: "7"}
     assert column in MAPPABLE[entity]
 
@@ -170,7 +176,14 @@ def test_an_unusable_mapping_says_so(written: str) -> None:
 
 def test_an_empty_mapping_maps_nothing() -> None:
     """Nothing is required of the file."""
-    assert of_lead(lead(), Mapping.parse("")).columns.keys() == {"name", "status_id", "status", "price", "responsible_user_id", "pipeline_id"}
+    assert of_lead(lead(), Mapping.parse("")).columns.keys() == {
+        "name",
+        "status_id",
+        "status",
+        "price",
+        "responsible_user_id",
+        "pipeline_id",
+    }
 
 
 # Payloads
@@ -178,7 +191,9 @@ def test_an_empty_mapping_maps_nothing() -> None:
 
 def test_a_lead_as_amocrm_sends_it() -> None:
     """Scalars arrive as texts and become numbers; custom fields keep name, code and values as sent."""
-    writes = of_lead(lead(custom_fields=[custom_field(123458, "google", name="utm_source"), custom_field(5, "a", "b", name="Этаж", enum=9)]))
+    writes = of_lead(
+        lead(custom_fields=[custom_field(123458, "google", name="utm_source"), custom_field(5, "a", "b", name="Этаж", enum=9)])
+    )
     assert writes.columns == {
         "name": "Квартира на Садовой",
         "status_id": 1,
@@ -264,7 +279,10 @@ def test_a_field_without_a_value_is_emptied(values: Any) -> None:
 
 def test_zero_and_false_are_values() -> None:
     """Only an empty text and null are no value."""
-    assert of_lead(with_fields(custom_field_as_sent(123463, 0), custom_field_as_sent(123458, "0"))).columns == {"property_cost": "0", "utm_source": "0"}
+    assert of_lead(with_fields(custom_field_as_sent(123463, 0), custom_field_as_sent(123458, "0"))).columns == {
+        "property_cost": "0",
+        "utm_source": "0",
+    }
     assert of_lead(with_fields(custom_field_as_sent(5, False))).fields["5"] == {"name": None, "code": None, "values": [{"value": False}]}
 
 
@@ -332,7 +350,19 @@ def test_integers(raw: Any, value: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("raw", "value"),
-    [("x", "x"), (" ", " "), ("", None), (5, "5"), (0, "0"), (1.5, "1.5"), (True, None), (False, None), (None, None), ([], None), ({}, None)],
+    [
+        ("x", "x"),
+        (" ", " "),
+        ("", None),
+        (5, "5"),
+        (0, "0"),
+        (1.5, "1.5"),
+        (True, None),
+        (False, None),
+        (None, None),
+        ([], None),
+        ({}, None),
+    ],
 )
 def test_texts(raw: Any, value: str | None) -> None:
     """Scalars as text; an empty text, a flag and anything structured is NULL."""

@@ -22,7 +22,11 @@ Result = TypeVar("Result")
 
 LONGEST_SECONDS = 90.0
 NO_SCHEMA = "The database has no schema that fits this release: run amo-webhooks migrate upgrade head."
+REFUSED = "The database refuses the user or the password in DB_URL."
 ADVICE = {
+    "28P01": REFUSED,
+    "28000": REFUSED,
+    "3D000": "There is no database of the name in DB_URL.",
     "42P01": NO_SCHEMA,
     "42703": NO_SCHEMA,
     "57014": "The database took too long: ask for less, for example with --account.",

@@ -54,6 +54,7 @@ def serve(
 
 def run_server(settings: Settings, host: str, port: int, *, dev: bool = False) -> None:
     """Serve until SIGTERM or Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again when it is done: being told to end is no failure
     app = create_app(settings, dev=dev)
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, **server_options(settings)))
     try:

@@ -10,6 +10,7 @@ from amo_receiver.log import DeliveryLog, get_logger
 
 if TYPE_CHECKING:
     from amo_receiver.errors import RequestError
+    from amo_receiver.inbox.batch import Outcome
     from amo_receiver.inbox.delivery import Delivery, Event
     from amo_receiver.inbox.service import Permit
 
@@ -41,7 +42,7 @@ class Journal:
         if self._refused.admits():
             log.warning("Webhook refused: %s", error, status=error.status, error_type=type(error).__name__)
 
-    def accepted(self, delivery: Delivery, permit: Permit, processed: int, seconds: float) -> None:
+    def accepted(self, delivery: Delivery, permit: Permit, outcome: Outcome, seconds: float) -> None:
         """Write the lines of one delivery; ``seconds`` from its first byte to its commit."""
         if not self._accepted.admits():
             return
@@ -50,13 +51,14 @@ class Journal:
             log.info("Webhook signature verified for account: %s", permit.account_id, delivery_id=delivery.id)
         else:
             log.info("Webhook token verified for account: %s", delivery.account_id, delivery_id=delivery.id)
-        for event in delivery.events[:MOST_EVENTS]:
-            if event.row is not None:
+        unapplied = {problem.path for problem in outcome.problems}
+        for event in delivery.events[:MOST_EVENTS] if outcome.processed else ():
+            if event.row is not None and event.path not in unapplied:
                 kind = "lead" if event.entity == "leads" else str(event.row.values["type"])
                 adjective = "New " if event.action == "add" else ""
                 sentence = f"{adjective}{kind} {VERBS.get(event.action, 'updated')} from amoCRM"
                 log.info("%s: %s", sentence[0].upper() + sentence[1:], event.row.id, delivery_id=delivery.id, event_id=event.id)
-        log.info("Webhook processed %d events in %.2fs", processed, seconds, delivery_id=delivery.id)
+        log.info("Webhook processed %d events in %.2fs", outcome.processed, seconds, delivery_id=delivery.id)
 
 
 def outline(events: list[Event]) -> str:

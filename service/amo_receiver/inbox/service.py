@@ -95,7 +95,7 @@ class Inbox:
         """Return once the delivery and its events are committed; ``received_at`` in unix seconds, ``deadline`` in loop time."""
         delivery = self._open(permit, headers, body, received_at)
         outcome = await self._batches.submit(delivery, deadline)
-        self._journal.accepted(delivery, permit, outcome.processed, time.time() - received_at)
+        self._journal.accepted(delivery, permit, outcome, time.time() - received_at)
         return outcome
 
     def _open(self, permit: Permit, headers: Headers, body: bytes, received_at: float) -> Delivery:
