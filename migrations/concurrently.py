@@ -15,9 +15,7 @@ def create_index(name: str, definition: str) -> None:
         bind = op.get_bind()
         before = bind.exec_driver_sql("SHOW lock_timeout").scalar()
         op.execute("SET lock_timeout = 0")
-        leftover = bind.exec_driver_sql(
-            "SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)", (name,)
-        ).scalar()
+        leftover = bind.exec_driver_sql("SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)", (name,)).scalar()
         if leftover:
             op.execute(f"DROP INDEX CONCURRENTLY {name}")
         if leftover is not False:

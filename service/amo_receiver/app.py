@@ -10,7 +10,6 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from fastapi import FastAPI
 from starlette.applications import Starlette
 
 from amo_receiver import schema
@@ -36,7 +35,8 @@ from amo_receiver.worker.retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
+
+    from fastapi import FastAPI
 
 log = get_logger(__name__)
 

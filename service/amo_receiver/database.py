@@ -15,7 +15,15 @@ from amo_receiver.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-LIBPQ_ONLY = {"channel_binding", "gssencmode", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"}
+LIBPQ_ONLY = {
+    "channel_binding",
+    "gssencmode",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+}
 """Parameters that libpq understands and asyncpg would pass on to the server, which refuses them."""
 CONNECT_TIMEOUT_SECONDS = 2.0
 """Unless the URL says ``connect_timeout``: below the sender's two seconds."""

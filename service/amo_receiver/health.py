@@ -56,7 +56,8 @@ class Health:
             else:
                 self.schema_seen = runs_on(revision, self.revisions)
                 if not self.schema_seen:
-                    self._note(f"the schema is at {revision.current}, this release needs {self.revisions[0]}: run `amo-webhooks migrate upgrade head`")
+                    mend = "run `amo-webhooks migrate upgrade head`"
+                    self._note(f"the schema is at {revision.current}, this release needs {self.revisions[0]}: {mend}")
             if not self.schema_seen:
                 await asyncio.sleep(interval_seconds)
         log.info("The database's schema fits")

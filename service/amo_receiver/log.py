@@ -202,9 +202,10 @@ def _one_line(line: str) -> str:
 
 
 class DeliveryLog:
-    """Let the INFO lines of ``per_second`` deliveries a second through, and count the others in one line."""
+    """Let the lines of ``per_second`` deliveries a second through, and count the others in one line; all of one ``level``."""
 
-    def __init__(self, logger: Logger, per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, logger: Logger, per_second: int, clock: Callable[[], float] = time.monotonic, *, level: int = logging.INFO) -> None:
+        self._level = level
         self._logger = logger
         self._per_second = per_second
         self._clock = clock
@@ -214,7 +215,7 @@ class DeliveryLog:
 
     def admits(self) -> bool:
         """Tell whether the next delivery may write its INFO lines; ask once a delivery."""
-        if not self._logger.isEnabledFor(logging.INFO):
+        if not self._logger.isEnabledFor(self._level):
             return False
         self.flush()
         if self._admitted < self._per_second:
@@ -235,5 +236,5 @@ class DeliveryLog:
         """Write the summary of what was withheld."""
         if self._withheld:
             noun = "delivery" if self._withheld == 1 else "deliveries"
-            self._logger.info("… and %d more %s in the last second", self._withheld, noun)
+            self._logger.log(self._level, "… and %d more %s in the last second", self._withheld, noun)
         self._withheld = 0

@@ -63,7 +63,9 @@ def known_revisions(migrations: Path) -> list[str]:
 async def read_revision(engine: AsyncEngine) -> Revision:
     """Ask the database for its revision."""
     async with engine.connect() as connection:
-        if not await connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL AND to_regclass('schema_floor') IS NOT NULL")):
+        if not await connection.scalar(
+            text("SELECT to_regclass('alembic_version') IS NOT NULL AND to_regclass('schema_floor') IS NOT NULL")
+        ):
             return Revision(None, None)
         current = await connection.scalar(text("SELECT version_num FROM alembic_version"))
         return Revision(current, await connection.scalar(text("SELECT revision FROM schema_floor")))

@@ -175,7 +175,7 @@ def text(raw: Any) -> str | None:
 def integer(raw: Any) -> int | None:
     """Return a whole number that fits a bigint, or None."""
     if isinstance(raw, str):
-        digits = raw[1:] if raw.startswith("-") else raw
+        digits = raw.removeprefix("-")
         if not (digits.isascii() and digits.isdigit() and len(digits) < 20):  # noqa: PLR2004 - digits of an int64
             return None
         raw = int(raw)

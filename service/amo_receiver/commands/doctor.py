@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from sqlalchemy import text
 from amo_receiver import schema
 from amo_receiver.amocrm.keyring_file import parse_source
 from amo_receiver.app import load_keyring, load_mapping
+from amo_receiver.commands.language import speaking
 from amo_receiver.commands.tables import print_table
 from amo_receiver.database import create_engine, describe, sqlstate, unsafe_settings
 from amo_receiver.errors import ConfigurationError
@@ -64,10 +66,12 @@ def doctor(
     """
     # What the parts would log about themselves is in the table.
     logging.disable()
-    with Console(stderr=True).status("Examining ..."):
+    speak = speaking(os.environ)
+    with Console(stderr=True).status(speak("Examining ...")):
         findings = asyncio.run(_examine(dev))
-    print_table(("part", "state", "finding"), ((finding.part, finding.state, finding.sentence) for finding in findings))
-    typer.echo(verdict(findings))
+    rows = (map(speak, (finding.part, finding.state, finding.sentence)) for finding in findings)
+    print_table([speak(heading) for heading in ("part", "state", "finding")], map(list, rows))
+    typer.echo(speak(verdict(findings)))
     if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)
 
@@ -129,8 +133,8 @@ def keyring_findings(settings: Settings, now: datetime) -> Iterator[Finding]:
         part = f"keys of {source['source']}"
         if not keys:
             yield Finding(part, "ok", f"Revoked (generation {source['generation']}).")
-        elif all(_age(key, now) for key in keys):
-            named = ", ".join(f"{_name(key)} {_age(key, now)}" for key in keys)
+        elif all(_lapse(key, now) for key in keys):
+            named = ", ".join(_lapse(key, now) for key in keys)
             yield Finding(part, "problem", f"No key is active ({named}): write a file of a higher generation with a current key.")
         else:
             yield from (_key_finding(part, key, now) for key in keys)
@@ -153,12 +157,17 @@ def _folder_findings(folder: Path) -> Iterator[Finding]:
             yield Finding("keyring", "problem", f"{file.name} is ignored: {error}.")
 
 
-def _age(key: dict[str, Any], now: datetime) -> str:
-    """Return why a key is not accepted; nothing for one that is."""
-    before, after = (key[name] and datetime.fromisoformat(key[name]) for name in ("not_before", "not_after"))
+def _lapse(key: dict[str, Any], now: datetime) -> str:
+    """Return which key is not accepted and why; nothing for one that is."""
+    before, after = _span(key)
     if after and after <= now:
-        return f"expired {after:%Y-%m-%d %H:%M} UTC"
-    return f"begins {before:%Y-%m-%d %H:%M} UTC" if before and before > now else ""
+        return f"{_name(key)} expired {after:%Y-%m-%d %H:%M} UTC"
+    return f"{_name(key)} begins {before:%Y-%m-%d %H:%M} UTC" if before and before > now else ""
+
+
+def _span(key: dict[str, Any]) -> tuple[datetime | None, datetime | None]:
+    before, after = (key[name] and datetime.fromisoformat(key[name]) for name in ("not_before", "not_after"))
+    return before, after
 
 
 def _name(key: dict[str, Any]) -> str:
@@ -166,11 +175,11 @@ def _name(key: dict[str, Any]) -> str:
 
 
 def _key_finding(part: str, key: dict[str, Any], now: datetime) -> Finding:
-    age = _age(key, now)
+    lapse, (_, after) = _lapse(key, now), _span(key)
     # A previous key that has ended is how a rotation ends.
-    if age.startswith("expired") and key["state"] != "previous":
-        return Finding(part, "warning", f"{_name(key)} {age}: take it out of the keyring, or give it a later not_after.")
-    return Finding(part, "ok", f"{_name(key)} {age or 'is accepted'}.")
+    if after and after <= now and key["state"] != "previous":
+        return Finding(part, "warning", f"{lapse}: take it out of the keyring, or give it a later not_after.")
+    return Finding(part, "ok", f"{lapse}." if lapse else f"{_name(key)} is accepted.")
 
 
 async def database_findings(settings: Settings) -> AsyncIterator[Finding]:
@@ -190,7 +199,7 @@ async def database_findings(settings: Settings) -> AsyncIterator[Finding]:
             yield await _durability_finding(engine)
             yield await _schema_finding(engine, settings)
     except Exception as error:  # noqa: BLE001 - whatever it is, the answer is a finding
-        yield Finding("database", "problem", f"{_address(url)}: {_mend(error)}.")
+        yield Finding("database", "problem", _unreached(_address(url), error))
     finally:
         await engine.dispose()
 
@@ -213,7 +222,7 @@ async def _server_finding(connection: AsyncConnection, url: str) -> Finding:
 async def _durability_finding(engine: AsyncEngine) -> Finding:
     off = await unsafe_settings(engine)
     if off:
-        return Finding("durability", "warning", f"{' and '.join(off)} off: a crash of Postgres loses what was answered 200; set to on.")
+        return Finding("durability", "warning", f"{', '.join(off)} off: a crash of Postgres loses what was answered 200; set to on.")
     return Finding("durability", "ok", "What is answered 200 survives a crash of Postgres.")
 
 
@@ -246,7 +255,7 @@ async def direct_finding(settings: Settings) -> Finding:
                 )
             return Finding("direct", "ok", "DB_DIRECT_URL leads to Postgres itself.")
     except Exception as error:  # noqa: BLE001 - whatever it is, the answer is a finding
-        return Finding("direct", "problem", f"DB_DIRECT_URL, {_address(url)}: {_mend(error)}.")
+        return Finding("direct", "problem", _unreached(f"DB_DIRECT_URL, {_address(url)}", error))
     finally:
         await engine.dispose()
 
@@ -254,13 +263,13 @@ async def direct_finding(settings: Settings) -> Finding:
 def _address(url: str) -> str:
     """Return where a URL leads, without user and password."""
     parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2] or ", ".join(parse_qs(parts.query).get("host", ["the local socket"]))
+    host = parts.netloc.rpartition("@")[2] or ", ".join(parse_qs(parts.query).get("host", ["unix:"]))
     return f"{host}{parts.path}"
 
 
-def _mend(error: Exception) -> str:
+def _unreached(address: str, error: Exception) -> str:
     mend = MENDS.get(sqlstate(error) or "", "look whether it runs, and at host, port and sslmode in the URL")
-    return f"not reached ({describe(error)}); {mend}"
+    return f"{address}: not reached ({describe(error)}); {mend}."
 
 
 def verdict(findings: list[Finding]) -> str:

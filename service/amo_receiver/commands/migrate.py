@@ -32,7 +32,9 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
 def _direct_url() -> str:
     url = load_settings().db_direct_url.get_secret_value()
     if not url:
-        raise ConfigurationError("DB_DIRECT_URL (or DB_URL) is not set: it names the database, as postgresql://user:password@host:5432/name.")
+        raise ConfigurationError(
+            "DB_DIRECT_URL (or DB_URL) is not set: it names the database, as postgresql://user:password@host:5432/name."
+        )
     return url
 
 

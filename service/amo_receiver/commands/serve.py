@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",  # noqa: S104 - a service in a pod
     port: Annotated[int, typer.Option(help="Public port.", min=1, max=65535)] = 8000,
-    management_port: Annotated[int | None, typer.Option(help="Port for /livez, /readyz and /keyring; without it they are public.", min=1, max=65535)] = None,
+    management_port: Annotated[
+        int | None, typer.Option(help="Port for /livez, /readyz and /keyring; without it they are public.", min=1, max=65535)
+    ] = None,
     no_worker: Annotated[bool, typer.Option("--no-worker", help="Leave retries to `amo-webhooks work`.")] = False,
     reload: Annotated[bool, typer.Option("--reload", help="Restart when the code changes (development).")] = False,
 ) -> None:

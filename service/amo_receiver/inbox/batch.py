@@ -7,6 +7,7 @@ is as large as the database is slow. A flush that takes longer than usual (a lon
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from amo_receiver.errors import Problem, Unavailable
 from amo_receiver.inbox.delivery import Delivery, as_unparsed, new_id
 from amo_receiver.inbox.repository import DatabaseTimeout, Settlement
 from amo_receiver.inbox.settling import Failure, settle
-from amo_receiver.log import get_logger
+from amo_receiver.log import DeliveryLog, get_logger
 
 if TYPE_CHECKING:
     from amo_receiver.inbox.repository import Accepted, Repository
@@ -84,6 +85,8 @@ class GroupCommit:
         self._filled = asyncio.Event()
         self._flushes: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
+        self._closing = False
+        self._failures = DeliveryLog(log, 1, level=logging.ERROR)
 
     async def submit(self, delivery: Delivery, deadline: float) -> Outcome:
         """Return once the delivery is committed; Unavailable at ``deadline`` (loop time) or when the database is out of reach."""
@@ -103,14 +106,14 @@ class GroupCommit:
 
     async def stop(self) -> None:
         """Flush what waits, and end."""
-        while self._queue or self._flushes:
-            await asyncio.sleep(0.01)
+        self._closing = True
+        self._filled.set()
         if self._runner:
-            self._runner.cancel()
-            await asyncio.gather(self._runner, return_exceptions=True)
+            await self._runner
+        await asyncio.gather(*self._flushes, return_exceptions=True)
 
     async def _run(self) -> None:
-        while True:
+        while self._queue or not self._closing:
             await self._filled.wait()
             batch = self._take()
             if not batch:
@@ -132,7 +135,7 @@ class GroupCommit:
             count += 1
         batch = [waiter for waiter in self._queue[:count] if not waiter.answer.done()]
         del self._queue[:count]
-        if not self._queue:
+        if not (self._queue or self._closing):
             self._filled.clear()
         return batch
 
@@ -140,7 +143,9 @@ class GroupCommit:
         try:
             await self._accept(batch)
         except Exception as error:  # noqa: BLE001 - whatever it was, the sender is to come again
-            log.error("Batch not stored", deliveries=len(batch), error=describe(error), error_type=type(error).__name__)
+            if self._failures.admits():
+                # Without its message and traceback: an outage is no bug of ours, and messages quote data.
+                log.error("Batch not stored", deliveries=len(batch), error=describe(error), error_type=type(error).__name__)  # noqa: TRY400
             for waiter in batch:
                 waiter.fail("The database is not available.")
 
@@ -234,7 +239,9 @@ def is_worth_repeating(error: BaseException) -> bool:
     return lost or state in ("40001", "40P01")
 
 
-def attempt_record(account_id: str, event_id: str, number: int, kind: str, failure: Failure | None, started_at: str = "now") -> dict[str, Any]:
+def attempt_record(
+    account_id: str, event_id: str, number: int, kind: str, failure: Failure | None, started_at: str = "now"
+) -> dict[str, Any]:
     """Return a row of ``attempts``."""
     outcome = "applied" if failure is None else "deferred" if failure.temporary else "failed"
     return {

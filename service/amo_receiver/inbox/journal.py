@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import orjson
@@ -25,7 +26,7 @@ class Journal:
 
     def __init__(self, deliveries_per_second: int) -> None:
         self._accepted = DeliveryLog(log, deliveries_per_second)
-        self._refused = DeliveryLog(log, deliveries_per_second)
+        self._refused = DeliveryLog(log, deliveries_per_second, level=logging.WARNING)
 
     def flush(self) -> None:
         """Write the counts of a second that has passed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime  # noqa: TC003 - read by SQLAlchemy at run time
+from datetime import datetime
 from decimal import Decimal  # noqa: TC003
 from typing import Any
 from uuid import UUID  # noqa: TC003

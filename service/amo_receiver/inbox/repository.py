@@ -81,7 +81,7 @@ FAIL = text(f"""
         last_error = f.error
     FROM failed f JOIN locked l ON l.account_id = f.account_id AND l.id = f.id
     WHERE e.account_id = f.account_id AND e.id = f.id
-    RETURNING e.id::text, e.state, e.attempts""")  # noqa: S608 - constants
+    RETURNING e.id::text, e.state, e.attempts""")
 
 DEFER = text(f"""
     WITH deferred AS (SELECT * FROM json_to_recordset(:failures) AS f(account_id text, id uuid, error text)),
@@ -93,7 +93,7 @@ DEFER = text(f"""
         available_at = now() + make_interval(secs => least({DEFERRAL_SECONDS} * 2 ^ least(e.deferrals, 10), {MAX_DEFERRAL_SECONDS}))
     FROM deferred f JOIN locked l ON l.account_id = f.account_id AND l.id = f.id
     WHERE e.account_id = f.account_id AND e.id = f.id
-    RETURNING e.id::text, e.state, e.attempts""")  # noqa: S608 - constants
+    RETURNING e.id::text, e.state, e.attempts""")
 
 ATTEMPTS = text("""
     INSERT INTO attempts (account_id, event_id, id, number, kind, outcome, started_at, error, traceparent)
@@ -130,8 +130,7 @@ class Repository:
         """Apply pending events and mark them processed, in one transaction; an event that is processed already changes nothing."""
         leads, contacts = _cards((each.entity, each.row) for each in settlements)
         events = [
-            {"account_id": each.account_id, "id": each.event_id, "effect": "applied" if each.row else "recorded"}
-            for each in settlements
+            {"account_id": each.account_id, "id": each.event_id, "effect": "applied" if each.row else "recorded"} for each in settlements
         ]
         attempts = [each.attempt for each in settlements if each.attempt]
         await self._call(SETTLE, _json(events), leads, contacts, _json(attempts), lock_timeout_ms or self._lock_timeout_ms)
@@ -212,5 +211,3 @@ def _cards(rows: Any) -> tuple[str, str]:
 
 def _json(records: Any) -> str:
     return orjson.dumps(records).decode()
-
-

@@ -56,9 +56,7 @@ class Permit:
 class Inbox:
     """Acceptance in one process."""
 
-    def __init__(
-        self, settings: Settings, current: Reloadable, batches: GroupCommit, quota: UnparsedQuota, journal: Journal
-    ) -> None:
+    def __init__(self, settings: Settings, current: Reloadable, batches: GroupCommit, quota: UnparsedQuota, journal: Journal) -> None:
         self.current = current
         self._settings = settings
         self._limits = Limits(settings.max_body_fields, settings.max_body_depth)
@@ -162,5 +160,3 @@ def _warn(delivery: Delivery, items: list[Item], problems: list[Problem]) -> Non
         log.warning("Event times over 10 minutes ahead of ours count as absent", delivery_id=delivery.id, events=ahead)
     for problem in problems:
         log.error("Item not usable, kept as a dead letter: %s", problem, delivery_id=delivery.id, error_type="InvalidBody")
-
-

@@ -28,4 +28,3 @@ DELAYS_SECONDS = {1: 5, 2: 30, 3: 30}
 DEFERRAL_SECONDS = 5
 MAX_DEFERRAL_SECONDS = 300
 """After the database's own trouble an event is due again in 5 s, doubling up to 5 min."""
-

@@ -57,9 +57,7 @@ class Notes(NamedTuple):
 class Retry:
     """The worker's attempts."""
 
-    def __init__(
-        self, repository: Repository, current: Reloadable, limits: Limits, most: int, *, run_seconds: float = RUN_SECONDS
-    ) -> None:
+    def __init__(self, repository: Repository, current: Reloadable, limits: Limits, most: int, *, run_seconds: float = RUN_SECONDS) -> None:
         self._repository = repository
         self._current = current
         self._limits = limits

@@ -1,0 +1,66 @@
+"""Watch a service under attack: it answers, has not stumbled, and has not grown."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from factories import form_body, lead
+from integration.load import FORM, TOKEN_PATH
+
+if TYPE_CHECKING:
+    from servers import ServiceProcess
+
+MOST_MIB = 160
+"""Resident memory that no attack may push a service beyond: about 90 MiB at rest, 32 MiB of bodies in flight, and room for both."""
+STUMBLES = ("Traceback", "Bug while", "Exception in ASGI", "never retrieved", "ERROR")
+_ids = itertools.count(70_000_001)
+
+
+def good_body() -> bytes:
+    """Return a body about a lead that no other body is about."""
+    return form_body("leads", "update", lead(id=next(_ids)))
+
+
+def post(url: str, body: bytes, path: str = TOKEN_PATH, headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+    """Send a body over a connection of its own, as any client would; return status and document."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+    try:
+        connection.request("POST", path, body, {"Content-Type": FORM, **(headers or {})})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+class Watched:
+    """A service that is looked after; ``expected`` names what it may log as an error."""
+
+    def __init__(self, service: ServiceProcess, expected: tuple[str, ...] = ()) -> None:
+        self.service = service
+        self.url = service.url
+        self.expected = expected
+        self._pid = service.pid
+        self.first_mib = self.rss_mib()
+
+    def rss_mib(self) -> float:
+        """Return its resident memory now."""
+        return float(psutil.Process(self._pid).memory_info().rss) / 1024 / 1024
+
+    def stumbles(self) -> list[str]:
+        """Return the lines of its log that tell of an error nobody expects."""
+        lines = self.service.log_path.read_text(errors="replace").splitlines()
+        return [line for line in lines if any(word in line for word in STUMBLES) and not any(word in line for word in self.expected)]
+
+    def require_sound(self) -> None:
+        """Require that it is the same process, accepts, has logged no error and is no larger than it may be."""
+        assert self.service.process.poll() is None
+        status, document = post(self.url, good_body())
+        assert (status, document["status"]) == (200, "success")
+        assert not self.stumbles(), "\n".join(self.stumbles()[:20])
+        assert self.rss_mib() <= MOST_MIB, f"{self.rss_mib():.0f} MiB, {self.first_mib:.0f} MiB at first"
