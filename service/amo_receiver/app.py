@@ -16,6 +16,7 @@ from amo_receiver import schema
 from amo_receiver.amocrm.fields import Mapping
 from amo_receiver.amocrm.form import Limits
 from amo_receiver.amocrm.keyring import Keyring, environment_source
+from amo_receiver.connection import BoundedConnection
 from amo_receiver.database import create_engine
 from amo_receiver.documentation import WebhookApp, document, error_handlers, page_router, webhook_routes
 from amo_receiver.errors import ConfigurationError
@@ -216,6 +217,7 @@ def _spare_the_collector() -> None:
 def server_options(settings: Settings) -> dict[str, Any]:
     """Return uvicorn's options for the public port."""
     return {
+        "http": BoundedConnection,
         "log_config": None,
         "access_log": False,
         "server_header": False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
@@ -43,7 +43,7 @@ class Health:
     revisions: list[str]
     schema_seen: bool = False
     schema_problem: str = "the database was not reached yet"
-    _page: dict[str, Any] = field(default_factory=dict)
+    _page: asyncio.Future[dict[str, Any]] | None = None
     _page_at: float = float("-inf")
 
     async def watch_schema(self, interval_seconds: float = 1.0) -> None:
@@ -81,18 +81,21 @@ class Health:
         return obstacles
 
     async def page(self) -> dict[str, Any]:
-        """Return the health page for people, at most a second old."""
+        """Return the health page for people, at most a second old; those who ask together share one question to the database."""
         now = time.monotonic()
-        if now - self._page_at >= CACHE_SECONDS:
+        if self._page is None or now - self._page_at >= CACHE_SECONDS:
             self._page_at = now
-            connected = await self._answers()
-            self._page = {
-                "status": "healthy" if connected else "unhealthy",
-                "timestamp": timestamp(),
-                "database": "connected" if connected else "disconnected",
-                "webhook_endpoint": "active",
-            }
-        return self._page
+            self._page = asyncio.ensure_future(self._look())
+        return await asyncio.shield(self._page)
+
+    async def _look(self) -> dict[str, Any]:
+        connected = await self._answers()
+        return {
+            "status": "healthy" if connected else "unhealthy",
+            "timestamp": timestamp(),
+            "database": "connected" if connected else "disconnected",
+            "webhook_endpoint": "active",
+        }
 
     async def _answers(self) -> bool:
         question = asyncio.ensure_future(self._ask())

@@ -32,13 +32,21 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "service").glob("README*.md")), *so
 
 DEV_LINE = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/amo-webhooks dev"
 TEST_LINE = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/poe test"
+INSTALL_LINE = "python3 -m venv .venv && .venv/bin/pip install -q -e ."
 NOT_RUN = {
     re.escape(DEV_LINE): "it installs into the clone and runs until it is stopped; the service beside the blocks is its last part",
     re.escape(TEST_LINE): "it installs into the clone and runs this very test; the script that decides what lands runs it literally",
     r"(\.venv/bin/)?poe .*": "the tasks call the tests; that they exist is tested",
     r"(.* )?(\.venv/bin/)?amo-webhooks (dev|serve|work)( .*)?": "it runs until it is stopped; that its options exist is tested",
+    re.escape(INSTALL_LINE): "it installs into the clone",
+    r"git (clone|pull)( .*)?": "it fetches from a foreign host",
+    r"(useradd|chown|install) .*": "it makes the service's own user and what belongs to it",
+    r"cd /opt/amo-webhooks": "the clone stands for that folder, and the blocks are run in it",
+    r"(systemctl|journalctl) .*": "it needs a machine on which systemd runs the service; that the unit's program starts is tested",
+    r"nginx -t": "it needs the proxy and its certificate; what the proxy must do is compared with the settings",
+    r".*https://amo\.example\.ru\b.*": "it needs a host behind a TLS proxy; the same is run on 127.0.0.1",
 }
-SHOWN = {"", "console", "ini", "json", "mermaid", "python", "text", "toml", "yaml"}
+SHOWN = {"", "console", "ini", "json", "mermaid", "nginx", "php", "python", "text", "toml", "yaml"}
 RUN = {"sh", "sql"}
 COMMAND = re.compile(r"\s*(\$ |amo-webhooks |curl |poe |psql |python3? |\.venv/)")
 READY_SECONDS = 30.0
@@ -285,6 +293,10 @@ def test_blocks_and_commands_are_found() -> None:
         (".venv/bin/poe check", False),
         ("amo-webhooks serve", False),
         ("DB_URL=x .venv/bin/amo-webhooks work", False),
+        (INSTALL_LINE, False),
+        ("systemctl restart amo-webhooks", False),
+        ("curl -sS https://amo.example.ru/api/webhooks/amo/test", False),
+        ("cd /opt/amo-webhooks && amo-webhooks doctor", True),
         (".venv/bin/amo-webhooks events list", True),
         ("amo-webhooks check", True),
         ("curl -sS http://127.0.0.1:8000/readyz", True),

@@ -6,26 +6,45 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hostile.watched import Watched
 from hostile.report import Report
+from hostile.watched import Watched
+from servers import Services, run_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import StartService
+    from amo_receiver.embedded import EmbeddedPostgres
+    from pooler import PgBouncer
 
 
 @pytest.fixture
-def report(request: pytest.FixtureRequest) -> Iterator[Report]:
-    """Return what prints past pytest's capture, because these tests take minutes and their figures are wanted when they pass."""
+def report(request: pytest.FixtureRequest) -> Report:
+    """Return what prints past pytest's capture: these tests take minutes, and their figures are wanted when they pass."""
     return Report(request.config.pluginmanager.getplugin("capturemanager"), request.node.name)
 
 
+@pytest.fixture(scope="module")
+def lasting(
+    request: pytest.FixtureRequest,
+    postgres: EmbeddedPostgres,
+    template: str,
+    pgbouncer: PgBouncer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Watched]:
+    """Return one service without a worker for all tests of a module, so that what one of them leaves behind is the next one's trouble."""
+    name = request.module.__name__.replace(".", "_")
+    run_sql(postgres.url(), f"CREATE DATABASE {name} TEMPLATE {template}")
+    services = Services(tmp_path_factory.mktemp(name))
+    yield Watched(services.serve(pgbouncer.url(name), args=["--no-worker"]), postgres.url(name))
+    services.end()
+    run_sql(postgres.url(), f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
-def watched(start_service: StartService, pooled_url: str, report: Report) -> Iterator[Watched]:
-    """Return a started service without a worker; whatever was done to it, it must be sound afterwards."""
-    service = Watched(start_service(pooled_url, args=["--no-worker"]))
-    service.require_sound()
-    yield service
-    service.require_sound()
-    report.say(f"RSS {service.first_mib:.0f} MiB at first, {service.rss_mib():.0f} MiB at the end")
+def watched(lasting: Watched, report: Report) -> Iterator[Watched]:
+    """Return the module's service; whatever a test does to it, it must be sound afterwards."""
+    lasting.begin()
+    yield lasting
+    lasting.require_sound()
+    if lasting.has_grown():
+        report.say(f"RSS {lasting.begun_mib:.0f} MiB before, {lasting.rss_mib():.0f} MiB after")

@@ -19,7 +19,7 @@ import pytest
 from hostile.watched import good_body, post
 from hostile.wire import PATIENCE_SECONDS, Wire, chunk, connected, head, whole
 from integration.load import PATH, TOKEN_PATH
-from servers import connect, signed_headers
+from servers import run_sql, signed_headers
 
 if TYPE_CHECKING:
     from hostile.report import Report
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 HALF_OPEN = 500
 PIPELINED = 300
+KEPT = ("kept as a dead letter",)
 CHUNKED = "Transfer-Encoding: chunked"
 
 
@@ -37,6 +38,16 @@ async def require_ignored(watched: Watched, *parts: bytes, statuses: frozenset[i
         await wire.send(*parts)
         wire.end_sending()
         assert {reply.status for reply in await wire.answers()} <= statuses
+
+
+async def test_the_pages_are_answered_however_many_ask_first(watched: Watched) -> None:
+    """Also those that ask for the health page while the first one still waits for the database."""
+    wires = [await Wire.to(watched.url) for _ in range(50)]
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(wire.ask(head(None, method="GET", path=PATH + "/health"))) for wire in wires]
+    for wire in wires:
+        await wire.close()
+    assert {task.result().status for task in asked} == {200}
 
 
 async def test_headers_that_dribble_in_are_taken(watched: Watched) -> None:
@@ -66,8 +77,9 @@ async def test_a_body_that_dribbles_past_the_budget_is_answered_503(watched: Wat
 
 
 @pytest.mark.parametrize("path", [TOKEN_PATH, PATH + "/wrong", PATH, "/api/webhooks/amo/health", "/"])
-async def test_a_sender_that_hangs_up_halfway_leaves_nothing_behind(watched: Watched, database_url: str, path: str) -> None:
+async def test_a_sender_that_hangs_up_halfway_leaves_nothing_behind(watched: Watched, path: str) -> None:
     """Half a head or half a body, closed gently or not: nothing of it is stored."""
+    before = run_sql(watched.database_url, "SELECT count(*) FROM deliveries")[0][0]
     request = whole(good_body(), path=path)
     for end in range(0, len(request), 40):
         wire = await Wire.to(watched.url)
@@ -77,8 +89,7 @@ async def test_a_sender_that_hangs_up_halfway_leaves_nothing_behind(watched: Wat
             await wire.answers()
         await wire.close()
     assert post(watched.url, good_body())[0] == 200
-    async with connect(database_url) as connection:
-        assert await connection.fetchval("SELECT count(*) FROM deliveries") == 2  # the fixture's and this one
+    assert run_sql(watched.database_url, "SELECT count(*) FROM deliveries")[0][0] == before + 1
 
 
 @pytest.mark.parametrize(
@@ -185,7 +196,7 @@ async def test_pipelined_requests_are_answered_in_order(watched: Watched) -> Non
 
 
 @pytest.mark.parametrize(
-    "request_bytes", [head(0, path=PATH + "/wrong"), head(None, method="GET", path="/livez"), whole(b"a=1", path=TOKEN_PATH)], ids=["stranger", "page", "delivery"]
+    "request_bytes", [head(0, path=PATH + "/wrong"), head(None, method="GET", path="/livez"), whole(b"")], ids=["stranger", "page", "delivery"]
 )
 async def test_an_endless_pipeline_does_not_fill_the_memory(watched: Watched, report: Report, request_bytes: bytes) -> None:
     """A sender that never stops to read an answer gets no more memory than one that does."""
@@ -230,7 +241,6 @@ async def test_a_very_long_head_is_refused(watched: Watched, place: str, size: i
         await wire.send(before, *(piece for _ in range(size // len(piece))), after)
         wire.end_sending()
         assert {reply.status for reply in await replies} <= {200, 400, 401, 404, 405, 414, 431}
-        assert watched.rss_mib() < 160
 
 
 async def test_http_1_0_is_answered_and_closed(watched: Watched) -> None:
@@ -296,17 +306,16 @@ async def test_an_offered_upgrade_is_ignored(watched: Watched) -> None:
         assert (await wire.ask(whole(good_body(), *offer))).status == 200
 
 
-async def test_a_compressed_body_is_kept_as_unparsed(watched: Watched, database_url: str) -> None:
+async def test_a_compressed_body_is_kept_as_unparsed(watched: Watched) -> None:
     """It is not decompressed, so that a small body never becomes a large one; on the signed path it is refused."""
-    watched.expected += ("error_type=Unparsable",)
+    watched.expected += KEPT
     bomb = gzip.compress(b"0" * 50 * MIB)
     encoded = {"Content-Encoding": "gzip"}
     status, document = post(watched.url, bomb, headers=encoded)
     assert (status, document["status"], document["events_processed"]) == (200, "partial", 0)
     assert post(watched.url, bomb, PATH, {**encoded, **signed_headers("32000001")})[0] == 400
-    async with connect(database_url) as connection:
-        row = await connection.fetchrow("SELECT e.entity, e.state, d.body FROM events e JOIN deliveries d ON d.id = e.delivery_id WHERE e.state <> 'processed'")
-    assert tuple(row) == ("unparsed", "dead", bomb)
+    rows = run_sql(watched.database_url, "SELECT d.body FROM events e JOIN deliveries d ON d.id = e.delivery_id WHERE e.entity = 'unparsed' AND e.state = 'dead'")
+    assert bomb in [row["body"] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -321,7 +330,7 @@ async def test_a_compressed_body_is_kept_as_unparsed(watched: Watched, database_
 )  # fmt: skip
 async def test_bodies_made_to_be_expensive_are_answered(watched: Watched, body: bytes) -> None:
     """Deep, long, countless or nothing: answered on both paths, and others are accepted meanwhile."""
-    watched.expected += ("error_type=Unparsable", "error_type=InvalidBody")
+    watched.expected += KEPT
     async with asyncio.TaskGroup() as group:
         by_token = group.create_task(asyncio.to_thread(post, watched.url, body))
         signed = group.create_task(asyncio.to_thread(post, watched.url, body, PATH, signed_headers("32000001")))
@@ -346,13 +355,3 @@ async def test_many_half_open_connections_hold_up_nobody(watched: Watched, repor
     finally:
         for wire in wires:
             await wire.close()
-
-
-async def test_the_pages_are_answered_however_many_ask_first(watched: Watched) -> None:
-    """Also those that ask for the health page while the first one still waits for the database."""
-    wires = [await Wire.to(watched.url) for _ in range(50)]
-    async with asyncio.TaskGroup() as group:
-        asked = [group.create_task(wire.ask(head(None, method="GET", path=PATH + "/health"))) for wire in wires]
-    for wire in wires:
-        await wire.close()
-    assert {task.result().status for task in asked} == {200}

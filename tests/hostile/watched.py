@@ -39,28 +39,39 @@ def post(url: str, body: bytes, path: str = TOKEN_PATH, headers: dict[str, str] 
 
 
 class Watched:
-    """A service that is looked after; ``expected`` names what it may log as an error."""
+    """A service that is looked after, and the direct URL of its database; ``expected`` names what it may log as an error."""
 
-    def __init__(self, service: ServiceProcess, expected: tuple[str, ...] = ()) -> None:
+    def __init__(self, service: ServiceProcess, database_url: str) -> None:
         self.service = service
         self.url = service.url
-        self.expected = expected
-        self._pid = service.pid
-        self.first_mib = self.rss_mib()
+        self.database_url = database_url
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a test: what was before is no longer looked at."""
+        self.expected: tuple[str, ...] = ()
+        self.begun_mib = self.rss_mib()
+        self._pid = self.service.pid
+        self._read_from = self.service.log_path.stat().st_size
 
     def rss_mib(self) -> float:
         """Return its resident memory now."""
-        return float(psutil.Process(self._pid).memory_info().rss) / 1024 / 1024
+        return float(psutil.Process(self.service.pid).memory_info().rss) / 1024 / 1024
+
+    def has_grown(self) -> bool:
+        """Tell whether its memory has grown by as much as is worth a line."""
+        return self.rss_mib() > self.begun_mib + 2
 
     def stumbles(self) -> list[str]:
         """Return the lines of its log that tell of an error nobody expects."""
-        lines = self.service.log_path.read_text(errors="replace").splitlines()
+        lines = self.service.log_path.read_bytes()[self._read_from :].decode(errors="replace").splitlines()
         return [line for line in lines if any(word in line for word in STUMBLES) and not any(word in line for word in self.expected)]
 
     def require_sound(self) -> None:
         """Require that it is the same process, accepts, has logged no error and is no larger than it may be."""
-        assert self.service.process.poll() is None
+        assert self.service.process.poll() is None, "it has died"
+        assert self.service.pid == self._pid
         status, document = post(self.url, good_body())
         assert (status, document["status"]) == (200, "success")
         assert not self.stumbles(), "\n".join(self.stumbles()[:20])
-        assert self.rss_mib() <= MOST_MIB, f"{self.rss_mib():.0f} MiB, {self.first_mib:.0f} MiB at first"
+        assert self.rss_mib() <= MOST_MIB, f"{self.rss_mib():.0f} MiB, {self.begun_mib:.0f} MiB at first"

@@ -88,11 +88,16 @@ class Wire:
 
     def end_sending(self) -> None:
         """Say that nothing more will come, and keep listening."""
-        self._writer.write_eof()
+        with suppress(OSError):
+            self._writer.write_eof()
 
     def is_quiet(self) -> bool:
         """Tell whether nothing has come that was not read yet."""
         return not self._reader._buffer  # type: ignore[attr-defined]
+
+    def drop(self) -> None:
+        """Hang up without sending what is left."""
+        self._writer.transport.abort()
 
     async def close(self) -> None:
         """Hang up."""
@@ -108,4 +113,4 @@ async def connected(url: str) -> AsyncIterator[Wire]:
     try:
         yield wire
     finally:
-        await wire.close()
+        wire.drop()

@@ -175,4 +175,16 @@ async def read_cards(connection: asyncpg.Connection) -> dict[Key, Card]:
 def differences(found: Mapping[Key, Card], expected: Mapping[Key, Card]) -> list[str]:
     """Return a line for each card that is not as expected."""
     wrong = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
-    return [f"{key}:\n  is     {found.get(key)}\n  should {expected.get(key)}" for key in wrong]
+    return [f"{key} {_difference(found.get(key), expected.get(key))}" for key in wrong]
+
+
+def _difference(found: Card | None, expected: Card | None) -> str:
+    """Tell the first thing in which two cards differ."""
+    if found is None or expected is None:
+        return "is missing" if found is None else "should not be there"
+    name = next(name for name in Card.__slots__ if getattr(found, name) != getattr(expected, name))
+    is_, should = getattr(found, name), getattr(expected, name)
+    if isinstance(is_, dict):
+        column = next(column for column in sorted({*is_, *should}) if is_.get(column) != should.get(column))
+        name, is_, should = f"{name}.{column}", is_.get(column), should.get(column)
+    return f"{name} is {is_}, should be {should}"

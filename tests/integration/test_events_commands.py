@@ -218,6 +218,18 @@ def test_an_event_outlives_its_delivery_in_what_is_shown(run: Run, database_url:
     assert json.loads(run("events", "show", event, "--json"))["delivery"] is None
 
 
+def test_the_delivery_of_events_of_several_accounts_is_shown_for_each(run: Run, database_url: str) -> None:
+    """It is kept with the account of its first event, and found from the others too."""
+    items = [lead(id=number, account_id=account) for number, account in enumerate(("32000001", "32000002"), 1)]
+    delivery = delivered(form_body("leads", "update", *items, account=None), account="")
+    events = stored(database_url, delivery)
+    shown = [json.loads(run("events", "show", event, "--json")) for event in events]
+    assert [(each["event"]["account_id"], each["delivery"]["id"]) for each in shown] == [
+        ("32000001", delivery.id),
+        ("32000002", delivery.id),
+    ]
+
+
 def test_dead_events_are_pending_again_after_a_replay(run: Run, database_url: str) -> None:
     """All of them, of every account, in batches; what is not dead is not touched."""
     poison(database_url)
@@ -226,6 +238,7 @@ def test_dead_events_are_pending_again_after_a_replay(run: Run, database_url: st
     for _ in range(2):
         worked(database_url)
     assert rows_of(database_url, "SELECT state, count(*) FROM events GROUP BY 1 ORDER BY 1") == [("dead", 7), ("processed", 1)]
+    run_sql(database_url, "UPDATE events SET deferrals = 3")
     assert run("replay", "--dead", "--entity", "leads", "--account", "a") == "3 events are pending again.\n"
     assert run("replay", "--dead", "--entity", "unparsed") == "1 event is pending again.\n"
     assert run("replay", "--dead") == "3 events are pending again.\n"
@@ -234,7 +247,7 @@ def test_dead_events_are_pending_again_after_a_replay(run: Run, database_url: st
         database_url,
         "SELECT state, attempts, deferrals, replays, available_at <= now(), last_error IS NULL, count(*) FROM events"
         " GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1",
-    ) == [("pending", 0, 0, 1, True, False, 7), ("processed", 1, 0, 0, None, True, 1)]
+    ) == [("pending", 0, 0, 1, True, False, 7), ("processed", 1, 3, 0, None, True, 1)]
 
 
 def test_named_events_are_replayed_together_or_not_at_all(run: Run, database_url: str) -> None:
@@ -325,6 +338,17 @@ def test_what_is_wrong_with_the_database_is_said_in_the_persons_words(run: Run, 
         run("fields", DB_URL=database_url.rpartition("/")[0] + "/postgres")
 
 
+def test_everything_works_through_the_pooler(run: Run, pooled_url: str) -> None:
+    """DB_URL may lead through one in transaction mode, and these commands need no other connection."""
+    (event,) = stored(pooled_url, leads(lead(id=1)))
+    assert ids_in(run("events", "list", "--json", DB_URL=pooled_url)) == [event]
+    assert event in run("events", "show", event, DB_URL=pooled_url)
+    assert "1 event is pending again" in run("replay", event, "--force", DB_URL=pooled_url)
+    assert worked(pooled_url) == 1
+    assert "123458" in run("fields", DB_URL=pooled_url)
+    assert "Deleted 1 processed events" in run("prune", "--processed-days", 0, DB_URL=pooled_url)
+
+
 def test_the_custom_fields_and_statuses_that_arrived_are_listed_with_what_they_map_to(run: Run, database_url: str) -> None:
     """By account and how many have them, matched by id, code or name; values are personal data and not shown."""
     own = custom_field(777, NAME, name="[b]Район[/b]")
@@ -365,7 +389,8 @@ def test_fields_are_mapped_by_the_mapping_file_in_use(run: Run, database_url: st
     path.write_text('[accounts.32000001.leads.fields]\nutm_term = [777]\n[accounts.32000001.leads.status]\n99 = "lost"\n')
     stored(
         database_url,
-        *(leads(lead(id=number, status_id=99, custom_fields=[custom_field(777, "x")])) for number in (1, 2)),
+        leads(lead(id=1, status_id=2, custom_fields=[custom_field(776, "x")])),
+        leads(lead(id=2, status_id=99, custom_fields=[custom_field(777, "x")])),
         leads(lead(id=3, custom_fields=[custom_field(778, "x")]), account="32000002"),
     )
     document = json.loads(run("fields", "--json", "--sample", 1, MAPPING_FILE=str(path)))

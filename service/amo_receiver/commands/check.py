@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,7 +22,8 @@ from rich.console import Console
 
 from amo_receiver.amocrm.keyring import URL_MAC_CHARS, url_token
 from amo_receiver.app import load_keyring
-from amo_receiver.commands.tables import print_table, printable
+from amo_receiver.commands.language import errors_spoken, speaking
+from amo_receiver.commands.tables import NOTHING, print_table, printable
 from amo_receiver.errors import CommandError, ConfigurationError
 from amo_receiver.health import SUPPORTED_EVENTS
 from amo_receiver.inbox.endpoints import PATH
@@ -30,6 +32,7 @@ from amo_receiver.watch import KeyringDirectory
 
 if TYPE_CHECKING:
     from amo_receiver.amocrm.keyring import Key, KeyKind, Source
+    from amo_receiver.commands.language import Speak
     from amo_receiver.settings import Settings
 
 ACCOUNT = "amo-webhooks-check"
@@ -101,13 +104,15 @@ def check(
 
     Example: amo-webhooks check http://127.0.0.1:8000
     """
-    signer, caller = credentials(load_settings(), client_id, client_secret, token, account)
-    asked = questions(signer, caller, int(time.time()))
-    secrets = ([signer.secret] if signer else []) + ([caller.token, quote(caller.token, safe="")] if caller else [])
-    with _client(url) as client, Console(stderr=True).status("Asking ..."):
-        results = [_ask(client, question, secrets) for question in asked]
-    print_table(("check", "expected", "got", "ms", "ok"), map(_row, results))
-    for line in (*remarks(results), verdict(results)):
+    speak = speaking(os.environ)
+    with errors_spoken(speak):
+        signer, caller = credentials(load_settings(), client_id, client_secret, token, account)
+        asked = questions(signer, caller, int(time.time()))
+        secrets = ([signer.secret] if signer else []) + ([caller.token, quote(caller.token, safe="")] if caller else [])
+        with _client(url) as client, Console(stderr=True).status(speak("Asking ...")):
+            results = [_ask(client, question, secrets) for question in asked]
+    print_table([speak(heading) for heading in ("check", "expected", "got", "ms", "ok")], (_row(result, speak) for result in results))
+    for line in (*remarks(results, speak), speak(verdict(results))):
         typer.echo(line)
     if any(result.passed is False for result in results):
         raise typer.Exit(1)
@@ -176,7 +181,7 @@ def questions(signer: Signer | None, caller: UrlToken | None, now: int) -> list[
         _signed("contacts.delete", signer, json.dumps(_document("contacts.delete", now)), 200, "success"),
         _form(caller),
         _forged(signer),
-        _signed("invalid data", signer, '{"leads":{"add":[{"name":"without an id"}]}}', 400, "error"),
+        _signed("invalid data", signer, json.dumps({"leads": {"add": [{"name": ACCOUNT}]}}), 400, "error"),
     ]
 
 
@@ -260,8 +265,8 @@ def _promise(question: Question) -> str:
 
 def _said(response: httpx.Response, document: dict[str, Any]) -> tuple[str, str]:
     """Return an answer in two words, and its message."""
-    status = document.get("status", "without a status")
-    return f"{response.status_code} {status}", str(document.get("message", "it is no answer of this service"))
+    otherwise = "its database is out of reach" if document.get("database") == "disconnected" else "it is no answer of this service"
+    return f"{response.status_code} {document.get('status', NOTHING)}", str(document.get("message", otherwise))
 
 
 def _hidden(text: str, secrets: list[str | None]) -> str:
@@ -271,19 +276,19 @@ def _hidden(text: str, secrets: list[str | None]) -> str:
     return text[:MOST_CHARACTERS_SHOWN]
 
 
-def remarks(results: list[Result]) -> list[str]:
+def remarks(results: list[Result], speak: Speak) -> list[str]:
     """Return each distinct remark once, after the names of the checks it is about."""
     names: dict[str, list[str]] = {}
     for result in results:
         if result.remark:
-            names.setdefault(printable(result.remark), []).append(result.question.name)
+            names.setdefault(speak(printable(result.remark)).removesuffix("."), []).append(speak(result.question.name))
     return [f"{', '.join(about)}: {remark}." for remark, about in names.items()]
 
 
-def _row(result: Result) -> tuple[object, ...]:
+def _row(result: Result, speak: Speak) -> tuple[object, ...]:
     took = None if result.milliseconds is None else f"{result.milliseconds:.0f}"
     mark = {True: "ok", False: "FAILED", None: "skipped"}[result.passed]
-    return (result.question.name, _promise(result.question), result.got, took, mark)
+    return (speak(result.question.name), _promise(result.question), speak(result.got), took, speak(mark))
 
 
 def verdict(results: list[Result]) -> str:

@@ -186,7 +186,7 @@ async def database_findings(settings: Settings) -> AsyncIterator[Finding]:
     """Judge what DB_URL leads to: reachable, new enough, durable, pooled, with a schema that fits."""
     url = settings.db_url.get_secret_value()
     try:
-        engine = create_engine(url, pool_size=1)
+        engine = _engine("DB_URL", url)
     except ConfigurationError as error:
         yield Finding("database", "problem", str(error))
         return
@@ -244,9 +244,9 @@ async def direct_finding(settings: Settings) -> Finding:
     """Judge what DB_DIRECT_URL leads to; it is the same as DB_URL unless it is set."""
     url = settings.db_direct_url.get_secret_value()
     try:
-        engine = create_engine(url, pool_size=1)
-    except ConfigurationError:
-        return Finding("direct", "problem", "DB_DIRECT_URL must start with postgresql://.")
+        engine = _engine("DB_DIRECT_URL", url)
+    except ConfigurationError as error:
+        return Finding("direct", "problem", str(error))
     try:
         async with asyncio.timeout(QUESTION_SECONDS), engine.connect() as connection:
             if await schema.is_pooled(connection):
@@ -258,6 +258,16 @@ async def direct_finding(settings: Settings) -> Finding:
         return Finding("direct", "problem", _unreached(f"DB_DIRECT_URL, {_address(url)}", error))
     finally:
         await engine.dispose()
+
+
+def _engine(setting: str, url: str) -> AsyncEngine:
+    """Create an engine; ConfigurationError where the URL is none, whose parser would quote it."""
+    try:
+        return create_engine(url, pool_size=1)
+    except ConfigurationError:
+        raise ConfigurationError(f"{setting} must start with postgresql://.") from None
+    except ValueError:
+        raise ConfigurationError(f"{setting} cannot be read: it looks like postgresql://user:password@host:5432/name.") from None
 
 
 def _address(url: str) -> str:

@@ -71,8 +71,9 @@ DOCTOR = {
     "{lapse}: take it out of the keyring, or give it a later not_after.": (
         "{lapse}; уберите ключ из файла или задайте более поздний not_after."
     ),
-    "The URL cannot be read: write it as postgresql://user:password@host:5432/name.": (
-        "Адрес не разобрать: запишите его в виде postgresql://user:password@host:5432/name."
+    "{setting} must start with postgresql://.": "{setting} должна начинаться с postgresql://.",
+    "{setting} cannot be read: it looks like postgresql://user:password@host:5432/name.": (
+        "{setting} не разобрать: она выглядит так: postgresql://user:password@host:5432/name."
     ),
     "{address} is Postgres {number} and answers in {milliseconds} ms": "{address}: Postgres {number}, отвечает за {milliseconds} мс",
     "{answer}: upgrade it to {oldest} or later.": "{answer}: обновите его до версии {oldest} или новее.",
@@ -88,10 +89,10 @@ DOCTOR = {
         "Без папки миграций неизвестно, какая схема нужна этой версии программы: задайте MIGRATIONS_DIR."
     ),
     "The database is at {current}, this release brings {newest}": "Схема базы: {current}, у этой версии программы: {newest}",
-    "no revision": "нет",
-    "{schema}: it fits.": "{schema}: подходит.",
-    "{schema}: run `amo-webhooks migrate upgrade head`.": "{schema}: выполните `amo-webhooks migrate upgrade head`.",
-    "{schema}, which is too old for it: install a later release.": "{schema}, она слишком стара: установите более новую.",
+    "no revision": "ещё нет",
+    "{schema}: it fits.": "{schema} — подходит.",
+    "{schema}: run `amo-webhooks migrate upgrade head`.": "{schema} — выполните `amo-webhooks migrate upgrade head`.",
+    "{schema}, which is too old for it: install a later release.": "{schema} — программа слишком стара для базы, установите более новую.",
     "DB_DIRECT_URL leads through a pooler and migrations refuse that: name Postgres itself.": (
         "DB_DIRECT_URL ведёт через пулер, а миграции так не работают: укажите адрес самого Postgres."
     ),
@@ -115,6 +116,7 @@ CHECK = {
     "Asking ...": "Спрашиваю ...",
     "no client id and secret are known": "не известны AMOCRM_CLIENT_ID и AMOCRM_CLIENT_SECRET",
     "no token is known": "токен не известен",
+    "its database is out of reach": "его база данных недоступна",
     "it is no answer of this service": "так этот сервис не отвечает",
     "--client-id and --client-secret go together: give both, or set their variables.": (
         "--client-id и --client-secret задаются вместе: укажите оба или задайте их переменные."
@@ -131,7 +133,8 @@ CHECK = {
 }
 
 CONFIGURATION = {
-    "{setting} is set without {other}: set both": "{setting} задана без {other}: задайте обе",
+    "AMOCRM_CLIENT_ID is set without AMOCRM_CLIENT_SECRET: set both": "AMOCRM_CLIENT_ID задана без AMOCRM_CLIENT_SECRET: задайте обе",
+    "AMOCRM_CLIENT_SECRET is set without AMOCRM_CLIENT_ID: set both": "AMOCRM_CLIENT_SECRET задана без AMOCRM_CLIENT_ID: задайте обе",
     "AMOCRM_WEBHOOK_TOKEN must stand in a URL as it is: use letters, digits, '-' and '_'": (
         "AMOCRM_WEBHOOK_TOKEN становится частью адреса: используйте латинские буквы, цифры, «-» и «_»"
     ),
@@ -166,8 +169,6 @@ CONFIGURATION = {
     "No migrations in {folder}: set MIGRATIONS_DIR to the folder that holds env.py.": (
         "В папке {folder} нет миграций: укажите в MIGRATIONS_DIR папку, где лежит env.py."
     ),
-    "DB_URL must start with postgresql://.": "DB_URL должна начинаться с postgresql://.",
-    "DB_DIRECT_URL must start with postgresql://.": "DB_DIRECT_URL должна начинаться с postgresql://.",
 }
 
 VALUES = {
@@ -243,6 +244,7 @@ ANSWERS = {
         "ключ {fingerprint} источника {source} действует только {span}: возьмите действующий ключ источника"
     ),
     "from {begin} until {end}": "с {begin} по {end}",
+    "ever": "(не ограничено)",
     "Source {source} does not serve this account: add it to `accounts` in the source's keyring": (
         "источник {source} не обслуживает этот аккаунт: добавьте аккаунт в `accounts` файла ключей"
     ),
