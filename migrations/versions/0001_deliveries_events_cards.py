@@ -104,7 +104,7 @@ CREATE TABLE leads (
     version_event uuid NOT NULL,
     versions jsonb,
     PRIMARY KEY (account_id, id)
-);
+) WITH (fillfactor = 85);
 
 CREATE TABLE contacts (
     account_id text NOT NULL,
@@ -123,7 +123,7 @@ CREATE TABLE contacts (
     version_event uuid NOT NULL,
     versions jsonb,
     PRIMARY KEY (account_id, id)
-);
+) WITH (fillfactor = 85);
 
 CREATE TABLE tokens (
     account_id text NOT NULL,
@@ -152,41 +152,43 @@ DECLARE
     newer jsonb := one;
     older jsonb := other;
     unwritten constant jsonb := '["-infinity", "00000000-0000-0000-0000-000000000000"]';
-    base jsonb;
-    joined jsonb;
-    register text;
-    version jsonb;
-    mine jsonb;
-    field text;
+    held jsonb;
+    fields jsonb;
+    taken jsonb;
+    written jsonb;
+    emptied text[];
+    filled jsonb;
 BEGIN
     IF ((other->>'version_at')::timestamptz, (other->>'version_event')::uuid)
        > ((one->>'version_at')::timestamptz, (one->>'version_event')::uuid) THEN
         newer := other;
         older := one;
     END IF;
-    base := jsonb_build_array(newer->'version_at', newer->'version_event');
-    joined := coalesce(nullif(newer->'versions', 'null'), '{}');
-    FOR register, version IN SELECT * FROM jsonb_each(coalesce(nullif(older->'versions', 'null'), '{}')) LOOP
-        mine := coalesce(joined->register, CASE WHEN register = 'deleted_at' THEN unwritten ELSE base END);
-        CONTINUE WHEN ((version->>0)::timestamptz, (version->>1)::uuid) <= ((mine->>0)::timestamptz, (mine->>1)::uuid);
-        joined := joined || jsonb_build_object(register, version);
-        IF starts_with(register, 'cf:') THEN
-            field := substr(register, 4);
-            newer := jsonb_set(newer, '{custom_fields}', (newer->'custom_fields') - field || CASE
-                WHEN older->'custom_fields' ? field THEN jsonb_build_object(field, older->'custom_fields'->field) ELSE '{}' END);
-        ELSIF register <> 'deleted_at' THEN
-            newer := newer || jsonb_build_object(register, older->register);
-        END IF;
-    END LOOP;
-    newer := newer || jsonb_build_object(
-        'versions', nullif(joined, '{}'),
+    held := coalesce(nullif(newer->'versions', 'null'), '{}');
+    fields := older->'custom_fields';
+    SELECT jsonb_object_agg(register, version),
+           jsonb_object_agg(register, older->register) FILTER (WHERE NOT is_field AND register <> 'deleted_at'),
+           array_agg(field) FILTER (WHERE is_field AND NOT fields ? field),
+           jsonb_object_agg(field, fields->field) FILTER (WHERE is_field AND fields ? field)
+    INTO taken, written, emptied, filled
+    FROM (
+        SELECT key AS register, value AS version, starts_with(key, 'cf:') AS is_field, substr(key, 4) AS field,
+               coalesce(held->key, CASE WHEN key = 'deleted_at' THEN unwritten
+                   ELSE jsonb_build_array(newer->'version_at', newer->'version_event') END) AS mine
+        FROM jsonb_each(coalesce(nullif(older->'versions', 'null'), '{}'))
+    ) registers
+    WHERE ((version->>0)::timestamptz, (version->>1)::uuid) > ((mine->>0)::timestamptz, (mine->>1)::uuid);
+    held := held || coalesce(taken, '{}');
+    newer := newer || coalesce(written, '{}') || jsonb_build_object(
+        'custom_fields', (newer->'custom_fields') - coalesce(emptied, '{}') || coalesce(filled, '{}'),
+        'versions', nullif(held, '{}'),
         'snapshot_at', greatest((one->>'snapshot_at')::timestamptz, (other->>'snapshot_at')::timestamptz),
         'crm_updated_at', greatest((one->>'crm_updated_at')::timestamptz, (other->>'crm_updated_at')::timestamptz));
-    mine := joined->'deleted_at';
+    taken := held->'deleted_at';
     RETURN newer || jsonb_build_object('deleted_at', CASE
-        WHEN mine->>2 = 'restore' THEN NULL
-        WHEN mine->>2 = 'undated' AND (newer->>'snapshot_at')::timestamptz > (mine->>0)::timestamptz THEN NULL
-        ELSE mine->>0 END);
+        WHEN taken->>2 = 'restore' THEN NULL
+        WHEN taken->>2 = 'undated' AND (newer->>'snapshot_at')::timestamptz > (taken->>0)::timestamptz THEN NULL
+        ELSE taken->>0 END);
 END $$;
 """
 
@@ -237,7 +239,7 @@ UPSERT_CARDS = (
 # Locks are taken in the order events, deliveries, leads, contacts, each by its key.
 ACCEPT = """
 CREATE FUNCTION accept_v1(
-    p_deliveries json, p_bodies bytea[], p_events json, p_leads json, p_contacts json, p_lock_timeout_ms integer
+    p_deliveries json, p_bodies bytea[], p_events json, p_leads json, p_contacts json, p_apply boolean, p_lock_timeout_ms integer
 ) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     stored uuid[];
@@ -287,11 +289,13 @@ BEGIN
             ORDER BY account_id COLLATE "C", id FOR UPDATE
         ), armed AS (
             UPDATE events e SET state = 'pending', attempts = 0, deferrals = 0, available_at = now()
-            FROM held h WHERE e.account_id = h.account_id AND e.id = h.id AND h.state = 'dead' AND h.entity <> 'unparsed'
+            FROM held h WHERE e.account_id = h.account_id AND e.id = h.id
+                AND h.state = 'dead' AND h.entity <> 'unparsed' AND e.id <> ALL (stored)
         ), repeated AS (
             SELECT account_id, of_delivery, count(DISTINCT delivery_id) AS times, max(received_at) AS last_received_at FROM original
             WHERE id <> of AND delivery_id NOT IN (
-                SELECT delivery_id FROM json_populate_recordset(NULL::events, p_events) WHERE id = ANY (stored))
+                SELECT d.id FROM json_populate_recordset(NULL::deliveries, p_deliveries) s
+                JOIN deliveries d ON d.account_id = s.account_id AND d.id = s.id)
             GROUP BY 1, 2
         ), first AS MATERIALIZED (
             SELECT d.account_id, d.id, r.times, r.last_received_at FROM deliveries d
@@ -301,23 +305,25 @@ BEGIN
             UPDATE deliveries d SET duplicates = duplicates + f.times, last_received_at = greatest(d.last_received_at, f.last_received_at)
             FROM first f WHERE d.account_id = f.account_id AND d.id = f.id
         )
-        SELECT jsonb_agg(jsonb_build_object('id', o.id, 'of', o.of, 'state', h.state)) INTO known
+        SELECT jsonb_agg(jsonb_build_object('id', o.id, 'of', o.of, 'state', CASE
+            WHEN h.state = 'dead' AND h.entity <> 'unparsed' AND h.id <> ALL (stored) THEN 'pending' ELSE h.state END)) INTO known
         FROM original o JOIN held h ON h.account_id = o.account_id AND h.id = o.of;
     END IF;
 
-    IF whole THEN
+    IF whole AND p_apply THEN
         BEGIN
             PERFORM upsert_cards_v1(p_leads, p_contacts);
         EXCEPTION WHEN OTHERS OR query_canceled THEN
             GET STACKED DIAGNOSTICS failed_state = RETURNED_SQLSTATE, failed_constraint = CONSTRAINT_NAME;
         END;
     END IF;
-    IF NOT whole OR failed_state IS NOT NULL THEN
+    IF NOT (whole AND p_apply) OR failed_state IS NOT NULL THEN
         UPDATE events e SET state = 'pending', effect = NULL, processed_at = NULL, available_at = now() + interval '5 seconds'
         FROM json_populate_recordset(NULL::events, p_events) s
         WHERE e.account_id = s.account_id AND e.id = s.id AND e.id = ANY (stored) AND e.effect = 'applied';
     END IF;
-    RETURN jsonb_build_object('whole', whole, 'known', known, 'sqlstate', failed_state, 'constraint', failed_constraint);
+    RETURN jsonb_build_object('applied', whole AND p_apply AND failed_state IS NULL, 'known', known,
+                              'sqlstate', failed_state, 'constraint', failed_constraint);
 END $$;
 """
 

@@ -35,7 +35,7 @@ from amo_receiver.worker.maintenance import prune
 from amo_receiver.worker.retry import Retry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 
     from fastapi import FastAPI
 
@@ -45,6 +45,7 @@ CALL_MARGIN_MS = 400
 """How much longer than a lock wait a database call may take before its connection is given up."""
 GRACEFUL_SECONDS = 8
 CLOSE_SECONDS = 1.0
+WORKER_END_SECONDS = 5.0
 PRUNE_SECONDS = 3600.0
 QUOTA_SECONDS = 60.0
 
@@ -56,7 +57,9 @@ def load_mapping(settings: Settings) -> Mapping:
     try:
         return Mapping.parse(settings.mapping_file.read_text("utf-8"))
     except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"MAPPING_FILE cannot be read ({type(error).__name__}).") from error
+        raise ConfigurationError(f"MAPPING_FILE {settings.mapping_file} cannot be read ({type(error).__name__}).") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"MAPPING_FILE {settings.mapping_file}: {error}") from error
 
 
 def load_keyring(settings: Settings, directory: KeyringDirectory | None) -> Keyring:
@@ -72,7 +75,9 @@ class Service:
     """The parts of one process, and the tasks that keep them going."""
 
     settings: Settings
-    _tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _polls: list[asyncio.Task[None]] = field(default_factory=list)
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         """Wire the parts; nothing connects yet."""
@@ -112,48 +117,70 @@ class Service:
     def start(self, *, accept: bool = True, worker: bool) -> None:
         """Begin to accept, to retry and prune (``worker``), or both."""
         self._spawn(self.watch.run(), "watch")
+        self._schema = self._spawn(self.health.watch_schema(), "schema")
         if accept:
-            self._start_accepting()
+            self.batches.start()
+            self._poll("Quota", self._refresh_quota, QUOTA_SECONDS)
+            self._poll("Journal", self._flush_journal, 1.0)
         if worker:
             self._start_worker()
-
-    def _start_accepting(self) -> None:
-        self.batches.start()
-        self._spawn(self.health.watch_schema(), "schema")
-        self._spawn(poll("Quota", self._refresh_quota, QUOTA_SECONDS), "quota")
-        self._spawn(poll("Journal", self._flush_journal, 1.0), "journal")
 
     def _start_worker(self) -> None:
         settings = self.settings
         limits = Limits(settings.max_body_fields, settings.max_body_depth)
         retry = Retry(self.repository, self.current, limits, settings.worker_batch_events)
-        self._spawn(poll("Worker", retry.run_due, settings.worker_poll_seconds), "worker")
-        self._spawn(poll("Pruning", self._prune, PRUNE_SECONDS, at_once=False), "prune")
+        self._poll("Worker", retry.run_due, settings.worker_poll_seconds)
+        self._poll("Pruning", self._prune, PRUNE_SECONDS, at_once=False)
+
+    def _poll(self, name: str, work: Callable[[], Awaitable[object]], seconds: float, *, at_once: bool = True) -> None:
+        """Poll once the schema fits: on an older one every event would fail."""
+
+        async def run() -> None:
+            await asyncio.shield(self._schema)
+            await poll(name, work, seconds, self._stopping, at_once=at_once)
+
+        self._polls.append(self._spawn(run(), name))
 
     async def _refresh_quota(self) -> None:
         await self.quota.refresh(self.engine)
 
     async def _flush_journal(self) -> None:
         self.journal.flush()
+        self.batches.failures.flush()
 
     async def _prune(self) -> None:
         counts = await prune(self.engine, self.settings.retention_processed_days, self.settings.retention_dead_days)
         if any(counts.values()):
             log.info("Pruned", **{what.replace(" ", "_"): count for what, count in counts.items()})
 
-    def _spawn(self, coroutine: Any, name: str) -> None:
-        self._tasks.append(asyncio.create_task(coroutine, name=name))
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine, name=name)
+        task.add_done_callback(_report_death)
+        self._tasks.append(task)
+        return task
 
     async def stop(self) -> None:
-        """Commit what waits, end the tasks and close the connections."""
+        """Commit what waits, let the worker end what it began, and close the connections."""
+        self._stopping.set()
         await self.batches.stop()
+        if self._polls and self._schema.done():
+            # Cancelled, the attempts it has counted would be lost, and three such ends would make a dead letter.
+            await asyncio.wait(self._polls, timeout=WORKER_END_SECONDS)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         self.journal.close()
+        self.batches.failures.close()
         with suppress(TimeoutError):  # a server that neither answers nor hangs up would never let us go
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self.engine.dispose()
+
+
+def _report_death(task: asyncio.Task[None]) -> None:
+    """Say so when a task that should go on for ever has ended by an error."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("A part of the service has ended", part=task.get_name(), exc_info=error)
 
 
 class SecondServer(uvicorn.Server):

@@ -47,6 +47,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_bytes = 0
         self._answered = self._answered_before = 0
         self._stall: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin."""
@@ -59,6 +60,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._stall:
             self._stall.cancel()
         self._rest = b""
+        self._forsake()
         super().connection_lost(exc)
 
     def is_behind(self) -> bool:
@@ -67,8 +69,13 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _is_idle(self) -> bool:
         """Tell whether no request is being answered."""
-        cycle: RequestResponseCycle | None = self.cycle
-        return cycle is None or cycle.response_complete
+        return self._running is None or self._running.response_complete
+
+    def _forsake(self) -> None:
+        """Keep the request that is being answered from writing to what is gone; uvicorn tells only the one that came last."""
+        if self._running and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Parse as much as is wanted now and keep the rest."""
@@ -102,6 +109,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_bytes = 0
         super().on_body(body)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
         """Go on with the next request."""
         self._answered += 1
@@ -114,6 +125,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _close_if_stalled(self) -> None:
         """Hang up where nothing moves: the request never becomes complete, or nobody reads the answers."""
         if (self._is_idle() or self.flow.write_paused) and self._answered == self._answered_before:
+            self._forsake()
             self.transport.abort()
             return
         self._answered_before = self._answered

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import asyncpg
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from amo_receiver.errors import ConfigurationError
@@ -27,9 +28,17 @@ LIBPQ_ONLY = {
 """Parameters that libpq understands and asyncpg would pass on to the server, which refuses them."""
 CONNECT_TIMEOUT_SECONDS = 2.0
 """Unless the URL says ``connect_timeout``: below the sender's two seconds."""
-TEMPORARY_CLASSES = {"08", "53", "57"}
+TEMPORARY_CLASSES = {"08", "25", "3D", "42", "53", "57", "58", "XX"}
+"""Connections, resources, operators, and a schema or a right that is missing: trouble of the database or its set-up."""
 TEMPORARY_STATES = {"40001", "40P01", "55P03"}
-OFFENDING_CLASSES = {"22", "23", "54"}
+
+
+class DatabaseTimeout(Exception):  # noqa: N818 - it is the database's time that is out
+    """A call took longer than it may; whether it was committed is unknown."""
+
+
+OUTAGES = (OSError, DatabaseTimeout, asyncpg.InterfaceError, SQLAlchemyError)
+"""What is raised without a SQLSTATE when the database cannot be reached or does not answer; anything else is a bug that data set off."""
 
 
 def connect_arguments(url: str) -> dict[str, Any]:
@@ -84,14 +93,20 @@ def sqlstate(error: BaseException) -> str | None:
     return state if isinstance(state, str) else None
 
 
-def is_temporary(state: str | None) -> bool:
-    """Return whether this is the database's trouble and not the event's: no state means that the connection broke or timed out."""
-    return state is None or state[:2] in TEMPORARY_CLASSES or state in TEMPORARY_STATES
+def is_temporary(error: BaseException) -> bool:
+    """Return whether this is the database's trouble and not the data's."""
+    state = sqlstate(error)
+    if state is None:
+        return isinstance(error, OUTAGES)
+    return state[:2] in TEMPORARY_CLASSES or state in TEMPORARY_STATES
 
 
-def is_offending(state: str | None) -> bool:
-    """Return whether the data itself was refused."""
-    return state is not None and state[:2] in OFFENDING_CLASSES
+def is_worth_repeating(error: BaseException) -> bool:
+    """Return whether the same call may go through at once: a lost connection, a deadlock; not a call that took too long."""
+    state = sqlstate(error)
+    if state is None:
+        return is_temporary(error) and not isinstance(error, DatabaseTimeout)
+    return state.startswith("08") or state in ("40001", "40P01")
 
 
 def describe(error: BaseException) -> str:

@@ -91,7 +91,7 @@ class Health:
     async def _look(self) -> dict[str, Any]:
         connected = await self._answers()
         return {
-            "status": "healthy" if connected else "unhealthy",
+            "status": "healthy" if connected and self.schema_seen else "unhealthy",
             "timestamp": timestamp(),
             "database": "connected" if connected else "disconnected",
             "webhook_endpoint": "active",

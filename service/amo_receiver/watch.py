@@ -206,6 +206,8 @@ class Watch:
             watched.last = current
             try:
                 watched.callback()
+            except ConfigurationError as error:
+                logger.error("The former one stays in force: %s", error, error_type="ConfigurationError")  # noqa: TRY400
             except Exception:  # one broken file must not end the watching of the others
                 logger.exception("A changed file could not be taken over; the former one stays in force")
 

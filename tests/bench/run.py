@@ -114,9 +114,7 @@ def ratios(saturated: dict[str, list[Measured]], even: dict[str, list[Measured]]
         "rate over one transaction per request": [(a.rate, b.rate) for a, b in zip(ours, single, strict=True)],
         "CPU per delivery over the empty FastAPI route": [(a.cpu, b.cpu) for a, b in zip(ours, empty, strict=True)],
         "p99 at 64 connections over the empty FastAPI route": [(a.p99, b.p99) for a, b in zip(ours, empty, strict=True)],
-        "p50 at 300/s over a single INSERT": [
-            (a.p50, b.p50) for a, b in zip(even["service"], even["single insert"], strict=True)
-        ],
+        "p50 at 300/s over a single INSERT": [(a.p50, b.p50) for a, b in zip(even["service"], even["single insert"], strict=True)],
     }
     return {name: median(a / b for a, b in values) for name, values in pairs.items()}
 
@@ -135,7 +133,9 @@ def show(saturated: dict[str, list[Measured]], even: dict[str, list[Measured]], 
     table = Table("contender", "good/s", "CPU µs/request", "p50 ms", "p99 ms", "bad", title="64 connections, as fast as they are answered")
     for name, rounds in saturated.items():
         cells = [median(each) for each in zip(*((m.rate, m.cpu, m.p50, m.p99) for m in rounds), strict=True)]
-        table.add_row(name, *(f"{cell:,.0f}" for cell in cells[:2]), *(f"{cell:.1f}" for cell in cells[2:]), str(sum(m.bad for m in rounds)))
+        table.add_row(
+            name, *(f"{cell:,.0f}" for cell in cells[:2]), *(f"{cell:.1f}" for cell in cells[2:]), str(sum(m.bad for m in rounds))
+        )
     console.print(table)
     table = Table("contender", "p50 ms", "p99 ms", "bad", title="300 requests a second")
     for name, rounds in even.items():

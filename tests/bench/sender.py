@@ -55,9 +55,7 @@ def saturate(url: str, body: Path, *, first_id: int, seconds: int, connections: 
     command = [program, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(LUA), url]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     result = json.loads(said.rpartition("RESULT ")[2])
-    return Measured(
-        result["requests"], result["micros"] / 1e6, result["bad"] + result["broken"], result["p50"] / 1e3, result["p99"] / 1e3
-    )
+    return Measured(result["requests"], result["micros"] / 1e6, result["bad"] + result["broken"], result["p50"] / 1e3, result["p99"] / 1e3)
 
 
 async def steady(url: str, bodies: list[bytes], rate: float, connections: int = 32) -> Measured:

@@ -11,12 +11,12 @@ import gzip
 import json
 import os
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from hostile.watched import good_body, post
+from hostile.watched import KEPT, MOST_MIB, good_body, post
 from hostile.wire import PATIENCE_SECONDS, Wire, chunk, connected, head, whole
 from integration.load import PATH, TOKEN_PATH
 from servers import run_sql, signed_headers
@@ -28,8 +28,16 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 HALF_OPEN = 500
 PIPELINED = 300
-KEPT = ("kept as a dead letter",)
 CHUNKED = "Transfer-Encoding: chunked"
+HALVES = (
+    b"",
+    b"POST /api/web",
+    head(MIB)[:-2],
+    head(MIB, path=PATH + "/wrong"),
+    head(1000) + b"leads",
+    head(None, CHUNKED) + b"5\r\nab",
+    head(None, CHUNKED) + b"0\r\nX-Trailer: ",
+)
 
 
 async def require_ignored(watched: Watched, *parts: bytes, statuses: frozenset[int] = frozenset({400})) -> None:
@@ -158,6 +166,14 @@ async def test_a_bad_chunk_is_refused(watched: Watched, body: bytes) -> None:
     await require_ignored(watched, head(None, CHUNKED), body, statuses=frozenset({400, 503}))
 
 
+@pytest.mark.parametrize("piece", [b"a" * MIB, b"X-A: a\r\n" * (MIB // 8)], ids=["one", "many"])
+async def test_endless_trailers_are_cut_off(watched: Watched, piece: bytes) -> None:
+    """What follows a chunked body is no way around the bound on headers."""
+    async with connected(watched.url) as wire:
+        await wire.send(head(None, CHUNKED) + b"0\r\nX: ", *(piece for _ in range(100)))
+        await wire.hung_up()
+
+
 @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
 async def test_a_body_beyond_the_limit_is_answered_413(watched: Watched, chunked: bool) -> None:
     """With a length before any of it is read, without one as soon as it is too much, and the connection goes on."""
@@ -196,7 +212,9 @@ async def test_pipelined_requests_are_answered_in_order(watched: Watched) -> Non
 
 
 @pytest.mark.parametrize(
-    "request_bytes", [head(0, path=PATH + "/wrong"), head(None, method="GET", path="/livez"), whole(b"")], ids=["stranger", "page", "delivery"]
+    "request_bytes",
+    [head(0, path=PATH + "/wrong"), head(None, method="GET", path="/livez"), whole(b"")],
+    ids=["stranger", "page", "delivery"],
 )
 async def test_an_endless_pipeline_does_not_fill_the_memory(watched: Watched, report: Report, request_bytes: bytes) -> None:
     """A sender that never stops to read an answer gets no more memory than one that does."""
@@ -205,13 +223,49 @@ async def test_an_endless_pipeline_does_not_fill_the_memory(watched: Watched, re
     async with connected(watched.url) as wire:
         reading = asyncio.create_task(wire.answers())
         started = time.monotonic()
-        while time.monotonic() - started < 8 and not reading.done():
+        while time.monotonic() - started < 4 and not reading.done():
             with suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await wire.send(block)
             peak = max(peak, watched.rss_mib())
         reading.cancel()
     report.say(f"peak {peak:.0f} MiB")
+
+
+async def test_senders_that_hang_up_while_they_are_answered_are_no_error(watched: Watched) -> None:
+    """Whatever they had asked for in advance is forgotten, and nothing is written to a connection that is gone."""
+    for count in (1, 2, 30):
+        for request in (whole(good_body()), head(None, method="GET", path="/openapi.json"), head(0, path=PATH + "/wrong")):
+            for _ in range(20):
+                async with connected(watched.url) as wire:
+                    await wire.send(request * count)
+                    if count == 2:
+                        await wire.answer()
+
+
+async def test_answers_that_nobody_reads_do_not_fill_the_memory(watched: Watched) -> None:
+    """A sender that only asks and never listens is not answered beyond what the connection holds, and is hung up on in the end."""
+    request = head(None, method="GET", path="/openapi.json")
+    async with connected(watched.url) as wire:
+        sending = asyncio.create_task(wire.send(*(request * 500 for _ in range(100))))
+        while not sending.done():
+            await asyncio.sleep(0.1)
+            assert watched.rss_mib() <= MOST_MIB
+        await wire.hung_up()
+
+
+async def test_who_stops_halfway_is_hung_up_on_and_who_goes_on_is_not(watched: Watched) -> None:
+    """Connections on which nothing is completed do not pile up; one that is in use stays open beside them."""
+    async with AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(connected(watched.url)) for _ in HALVES]
+        steady = await stack.enter_async_context(connected(watched.url))
+        for wire, half in zip(wires, HALVES, strict=True):
+            await wire.send(half)
+        closed = asyncio.gather(*(wire.hung_up() for wire in wires))
+        while not closed.done():
+            assert (await steady.ask(whole(good_body()))).status == 200
+            await asyncio.sleep(0.5)
+        await closed
 
 
 @pytest.mark.parametrize("count", [100, 10_000, 100_000])
@@ -261,7 +315,10 @@ async def test_expect_100_continue_is_answered_before_the_body_comes(watched: Wa
         assert (await wire.ask(head(len(body), "Expect: 100-continue", path=PATH + "/wrong"))).status == 401
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "PROPFIND", "TRACE", "FOO", "post", "CONNECT", "PRI", "%00", "A" * 10_000])
+@pytest.mark.parametrize(
+    "method",
+    ["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "PROPFIND", "TRACE", "FOO", "post", "CONNECT", "PRI", "%00", "A" * 10_000],
+)
 @pytest.mark.parametrize("path", [TOKEN_PATH, "*", "127.0.0.1:80"])
 async def test_methods_other_than_post_store_nothing(watched: Watched, method: str, path: str) -> None:
     """Known ones are answered 405, unknown ones 400."""
@@ -277,7 +334,9 @@ async def test_methods_other_than_post_store_nothing(watched: Watched, method: s
 )  # fmt: skip
 async def test_paths_that_are_none_lead_nowhere(watched: Watched, path: str) -> None:
     """NUL, bytes that are no text, dots and slashes match no token."""
-    await require_ignored(watched, whole(good_body(), path=path).replace("\x80".encode(), b"\x80"), statuses=frozenset({400, 401, 404, 405}))
+    await require_ignored(
+        watched, whole(good_body(), path=path).replace("\x80".encode(), b"\x80"), statuses=frozenset({400, 401, 404, 405})
+    )
 
 
 @pytest.mark.parametrize(
@@ -314,7 +373,10 @@ async def test_a_compressed_body_is_kept_as_unparsed(watched: Watched) -> None:
     status, document = post(watched.url, bomb, headers=encoded)
     assert (status, document["status"], document["events_processed"]) == (200, "partial", 0)
     assert post(watched.url, bomb, PATH, {**encoded, **signed_headers("32000001")})[0] == 400
-    rows = run_sql(watched.database_url, "SELECT d.body FROM events e JOIN deliveries d ON d.id = e.delivery_id WHERE e.entity = 'unparsed' AND e.state = 'dead'")
+    rows = run_sql(
+        watched.database_url,
+        "SELECT d.body FROM events e JOIN deliveries d ON d.id = e.delivery_id WHERE e.entity = 'unparsed' AND e.state = 'dead'",
+    )
     assert bomb in [row["body"] for row in rows]
 
 
@@ -345,12 +407,12 @@ async def test_many_half_open_connections_hold_up_nobody(watched: Watched, repor
     wires = [await Wire.to(watched.url) for _ in range(HALF_OPEN)]
     try:
         for number, wire in enumerate(wires):
-            await wire.send((b"", b"POST /api/web", head(MIB)[:-2], head(MIB, path=PATH + "/wrong"), head(1000) + b"leads", head(None, CHUNKED) + b"5\r\nab")[number % 6])
+            await wire.send(HALVES[number % len(HALVES)])
         for _ in range(50):
             assert (await asyncio.to_thread(post, watched.url, good_body()))[0] == 200
         report.say(f"{HALF_OPEN} half-open connections: {watched.rss_mib():.0f} MiB")
         async with asyncio.timeout(PATIENCE_SECONDS):
-            late = [(await wire.answer()).status for number, wire in enumerate(wires) if number % 6 in (3, 4)]
+            late = [(await wire.answer()).status for number, wire in enumerate(wires) if number % len(HALVES) in (3, 4)]
         assert set(late) == {401, 503}
     finally:
         for wire in wires:

@@ -12,7 +12,7 @@ from integration.load import FORM, TOKEN_PATH, open_connection
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 40.0
 """Nothing here may take longer: an answer this late is a hang."""
 
 
@@ -85,6 +85,13 @@ class Wire:
         """Send and return the answer."""
         await self.send(request)
         return await self.answer()
+
+    async def hung_up(self) -> None:
+        """Return when the other side has closed the connection, whatever it says before."""
+        with suppress(ConnectionError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while await self._reader.read(65_536):
+                    pass
 
     def end_sending(self) -> None:
         """Say that nothing more will come, and keep listening."""

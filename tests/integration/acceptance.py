@@ -13,6 +13,7 @@ from amo_receiver.amocrm.fields import Mapping
 from amo_receiver.amocrm.form import Limits, decode
 from amo_receiver.amocrm.keyring import Keyring
 from amo_receiver.database import create_engine
+from amo_receiver.errors import Problem
 from amo_receiver.inbox.batch import GroupCommit
 from amo_receiver.inbox.delivery import Credential, Headers, add_events, as_unparsed, open_delivery
 from amo_receiver.inbox.repository import Repository
@@ -54,7 +55,7 @@ def delivered(body: bytes, account: str = ACCOUNT) -> Delivery:
 
 def unparsed(body: bytes, account: str = ACCOUNT) -> Delivery:
     """Return a delivery whose body could not be parsed when it came."""
-    return as_unparsed(open_delivery(account, time.time(), CREDENTIAL, Headers(), body), "too new for us")
+    return as_unparsed(open_delivery(account, time.time(), CREDENTIAL, Headers(), body), Problem("", "too new for us"))
 
 
 async def accept(repository: Repository, *deliveries: Delivery) -> list[Outcome]:

@@ -110,6 +110,7 @@ async def test_without_postgres_only_200_and_503_exist(
     require_answered(load, 200, 503)
     assert 503 in {answer.status for answer in load.answers}
     assert service.process.poll() is None
+    assert "Traceback" not in service.log_path.read_text()
     await require_nothing_lost(database_url, load, traffic)
 
 

@@ -143,7 +143,7 @@ class Wire:
         heard = b""
         while data := await reader.read(65536):
             heard = (heard + data)[-4096:]
-            if b'"whole"' in heard:
+            if b'"known"' in heard:  # what accept_v1 returns
                 self.commits += 1
                 if self.cuts:
                     while not heard.endswith(b"Z\0\0\0\5I"):  # ready for the next query: the transaction is committed

@@ -299,31 +299,23 @@ async def test_a_replay_waits_until_a_worker_has_settled_everything(database_url
 
 
 @pytest.mark.parametrize(
-    ("arguments", "db_url", "code", "sentence"),
+    ("arguments", "db_url", "sentence"),
     [
-        (["events", "show", NOWHERE], None, 1, f"amo-webhooks: There is no event {NOWHERE}: never was, or pruned.\n"),
-        (
-            ["events", "list"],
-            "postgresql://u:secret@127.0.0.1:1/x",
-            1,
-            "amo-webhooks: The database did not do it: ConnectionRefusedError.\n",
-        ),
+        (["events", "show", NOWHERE], None, f"amo-webhooks: There is no event {NOWHERE}: never was, or pruned."),
+        (["events", "list"], "postgresql://u:p@127.0.0.1:1/x", "amo-webhooks: The database is not reached (ConnectionRefusedError)"),
     ],
     ids=["unknown", "no-database"],
 )
 def test_an_error_is_one_sentence_and_an_exit_code(
-    database_url: str, tmp_path: Path, arguments: list[str], db_url: str | None, code: int, sentence: str
+    database_url: str, tmp_path: Path, arguments: list[str], db_url: str | None, sentence: str
 ) -> None:
     """No traceback, and nothing on standard output."""
-    done = subprocess.run(
-        [sys.executable, "-m", "amo_receiver", *arguments],
-        cwd=tmp_path,
-        env=service_environment(db_url or database_url, tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (code, "", sentence)
+    command = [sys.executable, "-m", "amo_receiver", *arguments]
+    env = service_environment(db_url or database_url, tmp_path)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(sentence)
+    assert done.stderr.count("\n") == 1
 
 
 def test_what_is_wrong_with_the_database_is_said_in_the_persons_words(run: Run, database_url: str) -> None:

@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from amo_receiver.database import DatabaseTimeout
 from amo_receiver.inbox.delivery import cut_body
 from amo_receiver.inbox.lookup import NIL, Lookup
-from amo_receiver.inbox.repository import CLAIM, DatabaseTimeout, Repository
+from amo_receiver.inbox.repository import CLAIM, Repository
 from amo_receiver.inbox.states import DEFERRAL_SECONDS, DELAYS_SECONDS, MAX_DEFERRAL_SECONDS
 from factories import ACCOUNT, digital_pipeline_lead, form_body, json_body, lead
 from integration.acceptance import CURRENT, accept, attempt, delivered, make_due, make_pending, opened, retrying, unparsed

@@ -46,6 +46,20 @@ def known(copies: dict[str, tuple[str, str]]) -> Accepted:
     return Accepted(False, {event_id: Known(*first) for event_id, first in copies.items()}, None, None)
 
 
+class Gate:
+    """A call of accept that waits until the test opens it."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def __call__(self, _: Sequence[Delivery]) -> Accepted:
+        await self._open.wait()
+        return WHOLE
+
+
 class FakeRepository:
     """A database that does what a test tells it and remembers what it was asked."""
 
@@ -62,6 +76,18 @@ class FakeRepository:
         self.settle_gate = asyncio.Event()
         self.settle_gate.set()
         self.note_error: Exception | None = None
+        self._gates: list[Gate] = []
+
+    def gate(self) -> Gate:
+        """Return a call of accept that waits."""
+        self._gates.append(Gate())
+        return self._gates[-1]
+
+    def release(self) -> None:
+        """Let every call go on, so that a test that failed ends too."""
+        self.settle_gate.set()
+        for gate in self._gates:
+            gate.open()
 
     async def accept(self, deliveries: Sequence[Delivery]) -> Accepted:
         self.accepts.append(list(deliveries))
@@ -96,21 +122,6 @@ class FakeRepository:
         return [[each.id for each in deliveries] for deliveries in self.accepts]
 
 
-class Gate:
-    """A call of accept that waits until the test opens it."""
-
-    def __init__(self, answer: Accepted = WHOLE) -> None:
-        self._open = asyncio.Event()
-        self._answer = answer
-
-    def open(self) -> None:
-        self._open.set()
-
-    async def __call__(self, _: Sequence[Delivery]) -> Accepted:
-        await self._open.wait()
-        return self._answer
-
-
 @pytest.fixture
 async def repository() -> FakeRepository:
     return FakeRepository()
@@ -122,6 +133,7 @@ async def batches(repository: FakeRepository) -> AsyncIterator[GroupCommit]:
     made = GroupCommit(repository)  # type: ignore[arg-type]
     made.start()
     yield made
+    repository.release()
     await made.stop()
 
 
@@ -153,7 +165,7 @@ class Held:
 
 async def hold(repository: FakeRepository, batches: GroupCommit) -> Held:
     """Occupy every call that may be under way."""
-    held = Held([Gate() for _ in range(MOST_FLUSHES)], [])
+    held = Held([repository.gate() for _ in range(MOST_FLUSHES)], [])
     repository.on_accept = list(held.gates)
     while len(repository.accepts) < MOST_FLUSHES:
         held.tasks += submit(batches, delivery(1))
@@ -182,7 +194,7 @@ async def test_requests_that_arrive_together_share_one_call(repository: FakeRepo
 
 async def test_a_call_that_is_stuck_does_not_stop_the_next(repository: FakeRepository, batches: GroupCommit) -> None:
     """What arrives meanwhile is committed and answered before it."""
-    stuck = Gate()
+    stuck = repository.gate()
     repository.on_accept = [stuck]
     first = submit(batches, delivery(1))
     await until(lambda: repository.accepts)
@@ -236,7 +248,7 @@ async def test_a_batch_is_bounded_by_bytes(repository: FakeRepository, batches: 
 
 async def test_stopping_commits_what_waits(repository: FakeRepository) -> None:
     """Everything that was submitted is answered before stop returns."""
-    gate = Gate()
+    gate = repository.gate()
     repository.on_accept = [gate]
     batches = GroupCommit(repository)  # type: ignore[arg-type]
     batches.start()
@@ -274,7 +286,7 @@ async def test_a_deadline_during_the_call_is_unknown(
     repository: FakeRepository, batches: GroupCommit, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The call itself goes on and may commit; its late answer troubles nobody."""
-    gate = Gate()
+    gate = repository.gate()
     repository.on_accept = [gate]
     late, good = submit(batches, delivery(1), within=SOON), submit(batches, delivery(2))
     assert await outcomes(late) == ["The database did not answer in time."]
@@ -290,12 +302,11 @@ async def test_a_deadline_after_the_commit_is_partial(repository: FakeRepository
     repository.settle_gate.clear()
     (result,) = await outcomes(submit(batches, delivery(1, 2), within=1.0))
     assert result == Outcome(0, [Problem(f"leads.update[{number}]", "not applied yet") for number in (0, 1)])
-    repository.settle_gate.set()
 
 
 async def test_a_cancelled_request_does_not_touch_the_others(repository: FakeRepository, batches: GroupCommit) -> None:
     """A sender that goes away while its batch is under way leaves the call and the other answers alone."""
-    gate = Gate()
+    gate = repository.gate()
     repository.on_accept = [gate]
     gone, stays = submit(batches, delivery(1), delivery(2))
     await until(lambda: repository.accepts)

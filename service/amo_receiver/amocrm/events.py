@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ OWN_TIMES = ("updated_at", "last_modified", "date_modify", "created_at")
 IDENTITY_CHARACTERS = 255
 """Entity and account ids stand in indexes; a longer one is cut (the payload keeps it whole)."""
 NAME_CHARACTERS = 64
+POSITION = re.compile(r"[0-9]{1,8}")
 
 
 @dataclass(slots=True)
@@ -78,7 +80,8 @@ def read_body(document: dict[str, Any], now: float) -> Body:
     account = document.get("account")
     account = account if isinstance(account, dict) else {}
     items = [item for entity, actions in document.items() if entity != "account" for item in _items(entity, actions, now)]
-    if not items and any(_has_content(value) for key, value in document.items() if key != "account"):
+    # A form without any structure is one key without a value: JSON under a form's Content-Type looks like that.
+    if not items and any(isinstance(value, str) or _has_content(value) for key, value in document.items() if key != "account"):
         raise Unparsable("no entity[action][n] in it")
     return Body(_cut(text(account.get("id"))), _cut(text(account.get("subdomain"))), items)
 
@@ -103,8 +106,9 @@ def _items(entity: str, actions: Any, now: float) -> Iterator[Item]:
             continue
         else:
             continue
-        for position, payload in numbered:
-            path = f"{name}.{kind}[{storable_text(str(position)[:20])}]"
+        for ordinal, (position, payload) in enumerate(numbered):
+            # The sender's own number while it is one; anything else may be personal, a long number too.
+            path = f"{name}.{kind}[{position if POSITION.fullmatch(str(position)) else ordinal}]"
             if isinstance(payload, dict):
                 yield _item(name, kind, path, payload, now)
             else:
@@ -165,8 +169,8 @@ def storable(payload: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 
 
 def dedup_key(item: Item, payload: bytes) -> str | None:
-    """Return what makes two events the same one besides account and own time; None without an own time."""
-    if item.own_time is None:
+    """Return what makes two events the same one besides account and own time; None without an own time, but for unusable items."""
+    if item.own_time is None and item.problem is None:
         return None
     head = f"{item.entity}\0{item.action}\0{item.entity_id}\0".encode()
     return hashlib.blake2b(head + payload, digest_size=16).hexdigest()

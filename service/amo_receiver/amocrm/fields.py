@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from amo_receiver.errors import ConfigurationError
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 INT64_MAX = 2**63 - 1
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,4})?", re.ASCII | re.IGNORECASE)
 NUMBER_DIGITS = 30
 """Numbers with more digits before or after the point are no prices."""
 
@@ -52,7 +54,7 @@ class Mapping:
         """Read a mapping file's text; ConfigurationError says what is wrong with it."""
         try:
             return cls(tomllib.loads(text))
-        except (tomllib.TOMLDecodeError, AttributeError, TypeError, ValueError) as error:
+        except ValueError as error:
             msg = f"The mapping file is not usable: {error}."
             raise ConfigurationError(msg) from error
 
@@ -62,6 +64,8 @@ class Mapping:
 
 
 def _compile(document: dict[str, Any], own: dict[str, Any]) -> AccountMapping:
+    for table in (document, own):
+        _require_tables(table)
     statuses = {str(key): str(word) for part in (document, own) for key, word in part.get("leads", {}).get("status", {}).items()}
     columns: dict[tuple[str, str], tuple[int, str]] = {}
     for entity, known in MAPPABLE.items():
@@ -71,12 +75,30 @@ def _compile(document: dict[str, Any], own: dict[str, Any]) -> AccountMapping:
                 msg = f"{entity} has no column {column!r} for a custom field, only {', '.join(known)}"
                 raise ValueError(msg)
             for name in names if isinstance(names, list) else [names]:
+                if isinstance(name, bool) or not isinstance(name, int | str):
+                    msg = f"{entity}.fields.{column} must be ids, codes or names"
+                    raise ValueError(msg)  # noqa: TRY004 - the file's value is wrong
                 if isinstance(name, int):
                     columns[entity, str(name)] = (0, column)
                 else:
                     columns[entity, f"code:{name.upper()}"] = (1, column)
                     columns[entity, f"name:{name.casefold()}"] = (2, column)
     return AccountMapping(statuses, columns)
+
+
+def _require_tables(document: dict[str, Any]) -> None:
+    """Raise ValueError where something else stands in the place of a table."""
+    for path in (("accounts",), ("leads",), ("contacts",), ("leads", "status"), ("leads", "fields"), ("contacts", "fields")):
+        part: Any = document
+        for name in path:
+            part = part.get(name, {})
+        if not isinstance(part, dict):
+            msg = f"{'.'.join(path)} must be a table"
+            raise ValueError(msg)  # noqa: TRY004 - the file's value is wrong
+    for account, own in document.get("accounts", {}).items():
+        if not isinstance(own, dict):
+            msg = f"accounts.{account} must be a table"
+            raise ValueError(msg)  # noqa: TRY004 - the file's value is wrong
 
 
 @dataclass(slots=True)
@@ -152,12 +174,19 @@ def _values(raw: Any) -> list[dict[str, Any]]:
 
 
 def elements(raw: Any) -> list[Any]:
-    """Return what a JSON list or a form's numbered keys hold, in document order; a scalar is a list of itself."""
+    """Return what a JSON list or a form's numbered keys hold, those by number; a scalar is a list of itself.
+
+    By number and not in document order, because a payload comes back from jsonb with its keys in another order.
+    """
     if isinstance(raw, list):
         return raw
     if isinstance(raw, dict):
-        return list(raw.values())
+        return [raw[key] for key in sorted(raw, key=_length_first)]
     return [] if raw is None or raw == "" else [raw]
+
+
+def _length_first(key: str) -> tuple[int, str]:
+    return (len(key), key)
 
 
 def first_value(values: list[dict[str, Any]]) -> Any:
@@ -169,7 +198,9 @@ def text(raw: Any) -> str | None:
     """Return a scalar as text; empty, missing and structured values are None."""
     if isinstance(raw, str):
         return raw or None
-    return str(raw) if isinstance(raw, int | float) and not isinstance(raw, bool) else None
+    if isinstance(raw, float):
+        return format(Decimal(repr(raw)), "f")  # as jsonb writes it, so that a retry reads the same text
+    return str(raw) if isinstance(raw, int) and not isinstance(raw, bool) else None
 
 
 def integer(raw: Any) -> int | None:
@@ -179,6 +210,8 @@ def integer(raw: Any) -> int | None:
         if not (digits.isascii() and digits.isdigit() and len(digits) < 20):  # noqa: PLR2004 - digits of an int64
             return None
         raw = int(raw)
+    if isinstance(raw, float) and raw.is_integer():
+        raw = int(raw)  # jsonb gives 1e5 back as 100000
     if isinstance(raw, bool) or not isinstance(raw, int):
         return None
     return raw if -INT64_MAX <= raw <= INT64_MAX else None
@@ -188,10 +221,10 @@ def number(raw: Any) -> str | None:
     """Return a finite number of at most 30 digits on either side of the point, as text that SQL reads exactly, or None."""
     if isinstance(raw, bool) or not isinstance(raw, str | int | float):
         return None
-    try:
-        value = Decimal(str(raw).strip())
-    except (InvalidOperation, ValueError):
+    written = str(raw).strip()
+    if not NUMBER.fullmatch(written):
         return None
-    if not value.is_finite() or len(value.as_tuple().digits) > NUMBER_DIGITS or abs(value.adjusted()) > NUMBER_DIGITS:
+    value = Decimal(written)
+    if len(value.as_tuple().digits) > NUMBER_DIGITS or abs(value.adjusted()) > NUMBER_DIGITS:
         return None
     return format(value, "f")

@@ -47,7 +47,14 @@ def ask(work: Callable[[AsyncEngine], Awaitable[Result]]) -> Result:
         return asyncio.run(_ask(url, work))
     # asyncpg's own errors come from connecting, which SQLAlchemy leaves to it.
     except (DBAPIError, PoolTimeoutError, PostgresError, InterfaceError, OSError) as error:
-        raise CommandError(ADVICE.get(sqlstate(error) or "", f"The database did not do it: {describe(error)}.")) from error
+        raise CommandError(sentence(error)) from error
+
+
+def sentence(error: BaseException) -> str:
+    """Return what to tell a person about trouble with the database."""
+    if isinstance(error, OSError):
+        return f"The database is not reached ({describe(error)}): look whether it runs, and at host, port and sslmode in DB_URL."
+    return ADVICE.get(sqlstate(error) or "", f"The database did not do it: {describe(error)}.")
 
 
 async def _ask(url: str, work: Callable[[AsyncEngine], Awaitable[Result]]) -> Result:

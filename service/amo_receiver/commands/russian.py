@@ -161,11 +161,15 @@ CONFIGURATION = {
         "STATEMENT_TIMEOUT_MS не меньше ANSWER_BUDGET_MS: один зависший запрос займёт всё время на ответ"
     ),
     ".env cannot be read ({error})": "файл .env не читается ({error})",
-    "MAPPING_FILE cannot be read ({error}).": "Файл, на который указывает MAPPING_FILE, не читается ({error}).",
+    "MAPPING_FILE {file} cannot be read ({error}).": "MAPPING_FILE {file} не читается ({error}).",
+    "MAPPING_FILE {file}: {reason}": "MAPPING_FILE {file}: {reason}",
     "The mapping file is not usable: {reason}.": "В файле соответствий ошибка: {reason}.",
     "{entity} has no column {column} for a custom field, only {columns}": (
         "у {entity} нет столбца {column} для дополнительного поля, есть только {columns}"
     ),
+    "{entity}.fields.{column} must be ids, codes or names": "{entity}.fields.{column}: ожидаются id, коды или имена",
+    "accounts.{account} must be a table": "accounts.{account}: ожидается таблица",
+    "{table} must be a table": "{table}: ожидается таблица",
     "No migrations in {folder}: set MIGRATIONS_DIR to the folder that holds env.py.": (
         "В папке {folder} нет миграций: укажите в MIGRATIONS_DIR папку, где лежит env.py."
     ),
@@ -252,9 +256,6 @@ ANSWERS = {
     "token, {path}/<token>.": (
         "нет заголовков X-Client-UUID, X-Signature и X-Account-ID. Если это сама amoCRM: она ничего не подписывает, "
         "ей нужен адрес с токеном, {path}/<token>"
-    ),
-    "The body is for an account this source does not serve; add it to the source's accounts.": (
-        "тело относится к аккаунту, который этот источник не обслуживает: добавьте аккаунт в accounts источника"
     ),
     "The body is for another account than its token; put that account's own URL into its webhook settings.": (
         "тело относится к другому аккаунту, чем токен: впишите в настройки вебхука адрес именно этого аккаунта"

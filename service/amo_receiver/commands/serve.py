@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,6 +49,11 @@ def serve(
         os.environ["WORKER_ENABLED"] = "false"
     settings = load_settings()
     check(settings, dev=False)
+    if settings.management_port == port:
+        raise ConfigurationError(f"MANAGEMENT_PORT and the public port are both {port}: they must differ.")
+    require_port(host, port)
+    if settings.management_port is not None:
+        require_port(settings.management_host, settings.management_port)
     if reload:
         uvicorn.run("amo_receiver.app:create_app", factory=True, host=host, port=port, reload=True, **server_options(settings))
     else:
@@ -63,7 +69,20 @@ def run_server(settings: Settings, host: str, port: int, *, dev: bool = False) -
         with contextlib.suppress(KeyboardInterrupt):
             server.run()
     except SystemExit:
-        raise ConfigurationError(f"Port {port} on {host} cannot be listened on: another program has it, or it is not allowed.") from None
+        raise ConfigurationError("The service could not start; the log says why.") from None
+
+
+def require_port(host: str, port: int) -> None:
+    """Refuse a port that cannot be had, in a sentence and before anything is started for nothing."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        reason = "is not allowed to this user" if isinstance(error, PermissionError) else "is taken by another program"
+        reason = "is no address of this machine" if isinstance(error, socket.gaierror) else reason
+        raise ConfigurationError(f"Port {port} on {host} {reason}: choose another one.") from error
 
 
 def run_worker() -> None:

@@ -11,11 +11,11 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from amo_receiver.database import describe, is_offending, sqlstate
+from amo_receiver.database import describe, is_temporary, is_worth_repeating
 from amo_receiver.errors import Problem, Unavailable
-from amo_receiver.inbox.delivery import Delivery, as_unparsed, new_id
-from amo_receiver.inbox.repository import DatabaseTimeout, Settlement
-from amo_receiver.inbox.settling import Failure, settle
+from amo_receiver.inbox.delivery import Delivery, as_unparsed
+from amo_receiver.inbox.repository import Settlement
+from amo_receiver.inbox.settling import Failure, attempt_record, settle
 from amo_receiver.log import DeliveryLog, get_logger
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ log = get_logger(__name__)
 
 MOST_DELIVERIES = 500
 MOST_BYTES = 8 * 1024 * 1024
+MOST_WEIGHT = 3_000
+"""Events and single registers of a batch; a delivery that has more is alone in its batch, and only stored in the first call."""
 PATIENCE_SECONDS = 0.01
 """How long the next batch waits for the one under way."""
 MOST_FLUSHES = 4
@@ -65,8 +67,9 @@ class Waiter:
             return
         problems = []
         for event in self.delivery.events:
-            reason = event.error or (failures.get(event.id, "not applied yet") if event.id in self.waiting else None)
-            if reason:
+            if event.problem:
+                problems.append(event.problem)
+            elif event.id in self.waiting and (reason := failures.get(event.id, "not applied yet")):
                 problems.append(Problem(event.path, reason))
         self.answer.set_result(Outcome(len(self.delivery.events) - len(problems), problems))
 
@@ -86,7 +89,7 @@ class GroupCommit:
         self._flushes: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
         self._closing = False
-        self._failures = DeliveryLog(log, 1, level=logging.ERROR)
+        self.failures = DeliveryLog(log, 1, level=logging.ERROR)
 
     async def submit(self, delivery: Delivery, deadline: float) -> Outcome:
         """Return once the delivery is committed; Unavailable at ``deadline`` (loop time) or when the database is out of reach."""
@@ -127,10 +130,11 @@ class GroupCommit:
 
     def _take(self) -> list[Waiter]:
         """Take the next batch, without those whose time is over or whose request is gone."""
-        size = count = 0
+        size = weight = count = 0
         for waiter in self._queue:
             size += len(waiter.delivery.body)
-            if count and (size > MOST_BYTES or count >= MOST_DELIVERIES):
+            weight += waiter.delivery.weight
+            if count and (size > MOST_BYTES or weight > MOST_WEIGHT or count >= MOST_DELIVERIES):
                 break
             count += 1
         batch = [waiter for waiter in self._queue[:count] if not waiter.answer.done()]
@@ -143,7 +147,7 @@ class GroupCommit:
         try:
             await self._accept(batch)
         except Exception as error:  # noqa: BLE001 - whatever it was, the sender is to come again
-            if self._failures.admits():
+            if self.failures.admits():
                 # Without its message and traceback: an outage is no bug of ours, and messages quote data.
                 log.error("Batch not stored", deliveries=len(batch), error=describe(error), error_type=type(error).__name__)  # noqa: TRY400
             for waiter in batch:
@@ -151,9 +155,9 @@ class GroupCommit:
 
     async def _accept(self, batch: list[Waiter]) -> None:
         try:
-            accepted = await self._store([waiter.delivery for waiter in batch])
+            accepted = await self._store(batch)
         except Exception as error:
-            if not is_offending(sqlstate(error)):
+            if is_temporary(error):
                 raise
             await self._isolate(batch, error)
             return
@@ -163,14 +167,17 @@ class GroupCommit:
         else:
             await self._settle(batch, accepted)
 
-    async def _store(self, deliveries: list[Delivery]) -> Accepted:
+    async def _store(self, batch: list[Waiter]) -> Accepted:
+        deliveries = [waiter.delivery for waiter in batch]
+        # What is too much to apply in one call's time would never be stored either, however often it came again.
+        apply = sum(delivery.weight for delivery in deliveries) <= MOST_WEIGHT
         try:
-            return await self._repository.accept(deliveries)
+            return await self._repository.accept(deliveries, apply=apply)
         except Exception as error:
             if not is_worth_repeating(error):
                 raise
             # A commit whose answer was lost may have happened: the same ids make the second try harmless.
-            return await self._repository.accept(deliveries)
+            return await self._repository.accept(deliveries, apply=apply)
 
     async def _isolate(self, batch: list[Waiter], error: Exception) -> None:
         """Find the delivery whose data the database refuses, and store that one as a raw body with a dead event."""
@@ -185,7 +192,7 @@ class GroupCommit:
             log.error("Delivery not storable at all", delivery_id=waiter.delivery.id, error_type=type(error).__name__)
             waiter.fail("The database refused the delivery.")
             return
-        waiter.delivery = as_unparsed(waiter.delivery, describe(error))
+        waiter.delivery = as_unparsed(waiter.delivery, Problem("", describe(error)))
         log.error("Delivery not storable as events", delivery_id=waiter.delivery.id, error_type=type(error).__name__)
         await self._accept(batch)
 
@@ -222,7 +229,9 @@ class GroupCommit:
             key = {"account_id": each.account_id, "id": each.event_id, "error": str(failure), "permanent": False}
             (deferred if failure.temporary else counted).append(key)
             attempts[failure.temporary].append(attempt_record(each.account_id, each.event_id, 1, "accept", failure))
-            log.warning("Event not applied yet", event_id=each.event_id, error=str(failure))
+        if counted or deferred:
+            first = (counted or deferred)[0]
+            log.warning("Events not applied yet", events=len(counted) + len(deferred), event_id=first["id"], error=first["error"])
         try:
             if counted:
                 await self._repository.fail(counted, attempts[False])
@@ -230,27 +239,3 @@ class GroupCommit:
                 await self._repository.defer(deferred, attempts[True])
         except Exception as error:  # noqa: BLE001 - they are pending and due in five seconds, noted or not
             log.warning("Failed attempts not written down", error=describe(error))
-
-
-def is_worth_repeating(error: BaseException) -> bool:
-    """Return whether the same call may go through at once: a lost connection, a deadlock; not a call that took too long."""
-    state = sqlstate(error)
-    lost = (state is None and not isinstance(error, DatabaseTimeout)) or (state or "").startswith("08")
-    return lost or state in ("40001", "40P01")
-
-
-def attempt_record(
-    account_id: str, event_id: str, number: int, kind: str, failure: Failure | None, started_at: str = "now"
-) -> dict[str, Any]:
-    """Return a row of ``attempts``."""
-    outcome = "applied" if failure is None else "deferred" if failure.temporary else "failed"
-    return {
-        "account_id": account_id,
-        "event_id": event_id,
-        "id": new_id(),
-        "number": number,
-        "kind": kind,
-        "outcome": outcome,
-        "started_at": started_at,
-        "error": str(failure) if failure else None,
-    }

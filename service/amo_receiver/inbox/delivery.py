@@ -10,13 +10,14 @@ import orjson
 from uuid_utils import uuid7
 
 from amo_receiver.amocrm.events import Item, changes_card, dedup_key, storable, storable_text
+from amo_receiver.errors import Problem  # noqa: TC001 - a field of a dataclass
 from amo_receiver.inbox.effects import iso, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from amo_receiver.amocrm.events import Body
     from amo_receiver.amocrm.fields import AccountMapping
-    from amo_receiver.errors import Problem
     from amo_receiver.inbox.merge import Row
 
 UNPARSED = "unparsed"
@@ -58,7 +59,7 @@ class Headers:
 
 @dataclass(slots=True)
 class Event:
-    """One event on its way: ``row`` is its effect (None: recorded only), ``error`` why it is dead from the start."""
+    """One event on its way: ``row`` is its effect (None: recorded only), ``problem`` why it is dead from the start."""
 
     id: str
     account_id: str
@@ -70,7 +71,7 @@ class Event:
     occurred_at: str | None
     dedup: str | None
     row: Row | None = None
-    error: str | None = None
+    problem: Problem | None = None
 
     def record(self, delivery: Delivery) -> dict[str, Any]:
         """Return the event as the database function takes it."""
@@ -86,16 +87,16 @@ class Event:
             "occurred_at": self.occurred_at,
             "received_at": delivery.received_at,
             "dedup": self.dedup and "\\x" + self.dedup,
-            "state": "dead" if self.error else "processed",
-            "effect": None if self.error else "applied" if self.row else "recorded",
-            "last_error": self.error,
+            "state": "dead" if self.problem else "processed",
+            "effect": None if self.problem else "applied" if self.row else "recorded",
+            "last_error": str(self.problem) if self.problem else None,
             "traceparent": delivery.headers.traceparent,
         }
 
 
 @dataclass(slots=True)
 class Delivery:
-    """One HTTP request amoCRM made. ``body_sha256`` is set where ``body`` is cut."""
+    """One HTTP request amoCRM made. ``body_sha256`` is set where ``body`` is cut, ``ahead`` counts times that do not count."""
 
     id: str
     account_id: str
@@ -107,6 +108,12 @@ class Delivery:
     body_bytes: int = 0
     body_sha256: str | None = None
     unparsed: bool = False
+    ahead: int = 0
+
+    @property
+    def weight(self) -> int:
+        """How much there is to store and to join: events, and registers that they write one by one."""
+        return sum(1 + (len(event.row.exceptions) if event.row else 0) for event in self.events)
 
     def record(self) -> dict[str, Any]:
         """Return the delivery as the database function takes it; the body goes beside it."""
@@ -152,19 +159,31 @@ def add_events(
             dedup_key(item, dump),
         )
         if item.problem is not None:
-            event.error = str(item.problem)
+            event.problem = item.problem
         elif changes_card(item.entity, item.action):
             event.row = row_of(event.id, account_id, item.entity, item.action, item.entity_id, payload, event.occurred_at,
                                delivery.received_at, mapping_of(account_id))  # fmt: skip
         delivery.events.append(event)
+    delivery.ahead = sum(item.ahead for item in items)
     if delivery.events:
         delivery.account_id = delivery.events[0].account_id
 
 
-def as_unparsed(delivery: Delivery, problem: Problem | str) -> Delivery:
+def account_of(account_id: str | None, body: Body, item: Item) -> str:
+    """Return whose event an item is: the credential's account, the body's, the item's own, the subdomain's (before 2018), or ''."""
+    return account_id or body.account_id or item.account_id or (f"subdomain:{body.subdomain}" if body.subdomain else "")
+
+
+def is_foreign(account_id: str, body: Body) -> bool:
+    """Return whether a body speaks of another account than its credential does."""
+    claimed = {body.account_id} if body.account_id else {item.account_id for item in body.items if item.account_id}
+    return not claimed <= {account_id}
+
+
+def as_unparsed(delivery: Delivery, problem: Problem) -> Delivery:
     """Return the delivery as a raw body with one dead event; identical bodies are duplicates of one another."""
     dedup = hashlib.blake2b(delivery.body, digest_size=16).hexdigest()
-    event = Event(new_id(), delivery.account_id, UNPARSED, "", "", "", b"{}", None, dedup, error=str(problem))
+    event = Event(new_id(), delivery.account_id, UNPARSED, "", "", "", b"{}", None, dedup, problem=problem)
     return replace(delivery, events=[event], unparsed=True)
 
 

@@ -9,7 +9,7 @@ Times are ISO 8601 in UTC with six digits of fraction, so that text order is tim
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,47 +57,42 @@ class Row:
         return None if kind == "restore" or revived else time
 
 
-def join(one: Row, other: Row) -> Row:
-    """Return the row that results from both, in either order."""
-    newer, older = (one, other) if one.base >= other.base else (other, one)
-    row = Row(
-        newer.account_id,
-        newer.id,
-        dict(newer.values),
-        dict(newer.fields),
-        newer.base,
-        max(newer.snapshot_at, older.snapshot_at),
-        max(newer.crm_updated_at, older.crm_updated_at),
-        dict(newer.exceptions),
-    )
-    for register, version in older.exceptions.items():
-        if register == TOMBSTONE:
-            if version > row.exceptions.get(TOMBSTONE, UNWRITTEN):
-                row.exceptions[TOMBSTONE] = version
-        elif version > row.exceptions.get(register, row.base):
-            row.exceptions[register] = version
-            _take(register, older, row)
-    return row
+def join(*rows: Row) -> Row:
+    """Return the row that results from all of them, in whatever order they are given."""
+    newest = max(rows, key=_base)
+    joined = replace(newest, values=dict(newest.values), fields=dict(newest.fields), exceptions=dict(newest.exceptions))
+    for row in rows:
+        joined.snapshot_at = max(joined.snapshot_at, row.snapshot_at)
+        joined.crm_updated_at = max(joined.crm_updated_at, row.crm_updated_at)
+        for register, version in row.exceptions.items():
+            held = joined.exceptions.get(register, UNWRITTEN if register == TOMBSTONE else joined.base)
+            if version > held:
+                joined.exceptions[register] = version
+                _take(register, row, joined)
+    return joined
+
+
+def _base(row: Row) -> Version:
+    return row.base
 
 
 def _take(register: str, source: Row, row: Row) -> None:
-    if not register.startswith(FIELD):
+    if register.startswith(FIELD):
+        field_id = register[len(FIELD) :]
+        if field_id in source.fields:
+            row.fields[field_id] = source.fields[field_id]
+        else:
+            row.fields.pop(field_id, None)
+    elif register != TOMBSTONE:
         row.values[register] = source.values.get(register)
-        return
-    field_id = register[len(FIELD) :]
-    if field_id in source.fields:
-        row.fields[field_id] = source.fields[field_id]
-    else:
-        row.fields.pop(field_id, None)
 
 
 def fold(rows: Iterable[Row]) -> list[Row]:
     """Join the rows that share a key; the result is sorted by key, the order in which every process takes its locks."""
-    folded: dict[tuple[str, int], Row] = {}
+    groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        known = folded.get(row.key)
-        folded[row.key] = row if known is None else join(known, row)
-    return [folded[key] for key in sorted(folded)]
+        groups.setdefault(row.key, []).append(row)
+    return [groups[key][0] if len(groups[key]) == 1 else join(*groups[key]) for key in sorted(groups)]
 
 
 def record(row: Row) -> dict[str, Any]:

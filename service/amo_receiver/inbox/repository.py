@@ -10,10 +10,11 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import asyncpg
 import orjson
 from sqlalchemy import text
 
-from amo_receiver.database import is_temporary, sqlstate
+from amo_receiver.database import DatabaseTimeout, is_temporary
 from amo_receiver.inbox.merge import Row, fold, record
 from amo_receiver.inbox.states import DEFERRAL_SECONDS, MAX_ATTEMPTS, MAX_DEFERRAL_SECONDS
 
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from amo_receiver.inbox.delivery import Delivery
-
-
-class DatabaseTimeout(Exception):  # noqa: N818 - it is the database's time that is out
-    """A call took longer than it may; whether it was committed is unknown."""
 
 
 class Known(NamedTuple):
@@ -55,7 +52,7 @@ class Settlement(NamedTuple):
     attempt: dict[str, Any] | None = None
 
 
-ACCEPT = "SELECT accept_v1($1::json, $2::bytea[], $3::json, $4::json, $5::json, $6)::text"
+ACCEPT = "SELECT accept_v1($1::json, $2::bytea[], $3::json, $4::json, $5::json, $6, $7)::text"
 SETTLE = "SELECT settle_v1($1::json, $2::json, $3::json, $4::json, $5)"
 
 CLAIM = text("""
@@ -89,7 +86,7 @@ DEFER = text(f"""
         SELECT e.account_id, e.id FROM events e JOIN deferred f ON e.account_id = f.account_id AND e.id = f.id
         WHERE e.state = 'pending' ORDER BY e.account_id COLLATE "C", e.id FOR UPDATE OF e
     )
-    UPDATE events e SET attempts = greatest(e.attempts - 1, 0), deferrals = e.deferrals + 1, last_error = f.error,
+    UPDATE events e SET attempts = greatest(e.attempts - 1, 0), deferrals = least(e.deferrals + 1, 32767), last_error = f.error,
         available_at = now() + make_interval(secs => least({DEFERRAL_SECONDS} * 2 ^ least(e.deferrals, 10), {MAX_DEFERRAL_SECONDS}))
     FROM deferred f JOIN locked l ON l.account_id = f.account_id AND l.id = f.id
     WHERE e.account_id = f.account_id AND e.id = f.id
@@ -109,10 +106,10 @@ class Repository:
         self._timeout = timeout_seconds
         self._lock_timeout_ms = lock_timeout_ms
 
-    async def accept(self, deliveries: Sequence[Delivery]) -> Accepted:
-        """Store and apply a batch in one transaction; committed when this returns."""
+    async def accept(self, deliveries: Sequence[Delivery], *, apply: bool = True) -> Accepted:
+        """Store and apply a batch in one transaction; committed when this returns. Without ``apply`` its events are left pending."""
         events = [(event, delivery) for delivery in deliveries for event in delivery.events]
-        leads, contacts = _cards((event.entity, event.row) for event, _ in events)
+        leads, contacts = _cards((event.entity, event.row) for event, _ in events if apply)
         answer = await self._call(
             ACCEPT,
             _json([delivery.record() for delivery in deliveries]),
@@ -120,11 +117,12 @@ class Repository:
             _json([event.record(delivery) for event, delivery in events]),
             leads,
             contacts,
+            apply,
             self._lock_timeout_ms,
         )
         result = orjson.loads(answer)
         known = {entry["id"]: Known(entry["of"], entry["state"]) for entry in result["known"] or ()}
-        return Accepted(result["whole"] and result["sqlstate"] is None, known, result["sqlstate"], result["constraint"])
+        return Accepted(result["applied"], known, result["sqlstate"], result["constraint"])
 
     async def settle(self, settlements: Sequence[Settlement], lock_timeout_ms: int | None = None) -> None:
         """Apply pending events and mark them processed, in one transaction; an event that is processed already changes nothing."""
@@ -167,12 +165,16 @@ class Repository:
             yield connection
 
     async def _call(self, statement: str, *arguments: Any) -> Any:
-        connection, driver = await self._connect()
+        try:
+            async with asyncio.timeout(self._timeout):
+                connection, driver = await self._connect()
+        except TimeoutError:
+            raise DatabaseTimeout from None
         try:
             try:
                 return await _bounded(driver.fetchval(statement, *arguments), self._timeout)
             except BaseException as error:
-                if is_temporary(sqlstate(error)):  # the statement's own errors leave the connection as it was
+                if is_temporary(error) or not isinstance(error, asyncpg.PostgresError):  # else the connection is as it was
                     driver.terminate()
                     await connection.invalidate()
                 raise

@@ -8,11 +8,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from amo_receiver.amocrm.events import Body, Item, read_body
+from amo_receiver.amocrm.events import Body, read_body
 from amo_receiver.amocrm.form import Limits, decode
 from amo_receiver.errors import InvalidBody, Problem, Unauthorized, Unavailable, Unparsable
-from amo_receiver.inbox.delivery import Credential, Delivery, Headers, add_events, as_unparsed, cut_body, open_delivery
-from amo_receiver.log import get_logger
+from amo_receiver.inbox.delivery import (
+    Credential,
+    Delivery,
+    Headers,
+    account_of,
+    add_events,
+    as_unparsed,
+    cut_body,
+    is_foreign,
+    open_delivery,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +32,6 @@ if TYPE_CHECKING:
     from amo_receiver.inbox.journal import Journal
     from amo_receiver.inbox.quota import UnparsedQuota
     from amo_receiver.settings import Settings
-
-log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -108,55 +115,23 @@ class Inbox:
         problems = [item.problem for item in parsed.items if item.problem is not None]
         if permit.signed and problems:
             raise InvalidBody(problems)
-        add_events(delivery, parsed.items, lambda item: account_of(permit, parsed, item), self.current.mapping.for_account)
+        add_events(delivery, parsed.items, lambda item: account_of(permit.account_id, parsed, item), self.current.mapping.for_account)
         if not parsed.items:
             delivery.account_id = permit.account_id or parsed.account_id or ""
-        _warn(delivery, parsed.items, problems)
         return delivery
 
     def _keep_unparsed(self, delivery: Delivery, error: Unparsable) -> Delivery:
         delivery = as_unparsed(delivery, error.problem)
         if not self._quota.spend(delivery.credential.source, len(delivery.body)):
             cut_body(delivery)
-            log.error("Quota for unparsable bodies used up; body cut", source=delivery.credential.source, delivery_id=delivery.id,
-                      bytes=delivery.body_bytes, error_type="UnparsedQuotaExceeded")  # fmt: skip
-        log.error("Body not parsable, kept as a dead letter: %s", error.problem, delivery_id=delivery.id, error_type="Unparsable")
         return delivery
 
     def _check_account(self, permit: Permit, parsed: Body) -> None:
-        """Refuse a body that speaks of another account than its credential."""
+        """Refuse a body that speaks of another account than its credential; a signed one only where its account block does."""
         if permit.account_id is None:
-            accounts = permit.match.source.accounts
-            claimed = {account for account in (parsed.account_id, *(item.account_id for item in parsed.items)) if account}
-            if accounts is not None and not claimed <= accounts:
-                raise Unauthorized("The body is for an account this source does not serve; add it to the source's accounts.")
-            return
-        claimed = {parsed.account_id} if parsed.account_id else {item.account_id for item in parsed.items if item.account_id}
-        if claimed <= {permit.account_id}:
             return
         if permit.signed:
-            raise InvalidBody([_foreign_account()])
-        raise Unauthorized("The body is for another account than its token; put that account's own URL into its webhook settings.")
-
-
-def account_of(permit: Permit, body: Body, item: Item) -> str:
-    """Return whose event an item is: the credential's account, the body's, the item's own, or the only one there can be."""
-    account_id = permit.account_id or body.account_id or item.account_id
-    if account_id:
-        return account_id
-    accounts = permit.match.source.accounts
-    if accounts is not None and len(accounts) == 1:
-        return next(iter(accounts))
-    return f"subdomain:{body.subdomain}" if body.subdomain else ""
-
-
-def _foreign_account() -> Problem:
-    return Problem("account.id", "is not the account of the X-Account-ID header")
-
-
-def _warn(delivery: Delivery, items: list[Item], problems: list[Problem]) -> None:
-    ahead = sum(item.ahead for item in items)
-    if ahead:
-        log.warning("Event times over 10 minutes ahead of ours count as absent", delivery_id=delivery.id, events=ahead)
-    for problem in problems:
-        log.error("Item not usable, kept as a dead letter: %s", problem, delivery_id=delivery.id, error_type="InvalidBody")
+            if parsed.account_id and parsed.account_id != permit.account_id:
+                raise InvalidBody([Problem("account.id", "is not the account of the X-Account-ID header")])
+        elif is_foreign(permit.account_id, parsed):
+            raise Unauthorized("The body is for another account than its token; put that account's own URL into its webhook settings.")

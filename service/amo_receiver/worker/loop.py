@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from amo_receiver.database import describe
@@ -17,15 +18,15 @@ log = get_logger(__name__)
 LONGEST_PAUSE_SECONDS = 30.0
 
 
-async def poll(name: str, work: Callable[[], Awaitable[object]], seconds: float, *, at_once: bool = True) -> None:
-    """Call ``work`` every ``seconds`` (± 25 %) until cancelled, at once again while it returns something true.
+async def poll(name: str, work: Callable[[], Awaitable[object]], seconds: float, stopping: asyncio.Event, *, at_once: bool = True) -> None:
+    """Call ``work`` every ``seconds`` (± 25 %) until ``stopping`` is set, at once again while it returns something true.
 
     Its errors are logged and slow the polling down to twice a minute; they never end it.
     """
     pause = seconds
     if not at_once:
-        await asyncio.sleep(seconds * random.random())  # noqa: S311 - spreads load
-    while True:
+        await _sleep(seconds * random.random(), stopping)  # noqa: S311 - spreads load
+    while not stopping.is_set():
         try:
             more = await work()
         except Exception as error:  # noqa: BLE001 - the database may be away for a while
@@ -33,4 +34,9 @@ async def poll(name: str, work: Callable[[], Awaitable[object]], seconds: float,
             pause = min(max(pause, seconds) * 2, max(LONGEST_PAUSE_SECONDS, seconds))
         else:
             pause = 0.0 if more else seconds
-        await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
+        await _sleep(pause * random.uniform(0.75, 1.25), stopping)  # noqa: S311
+
+
+async def _sleep(seconds: float, stopping: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), seconds)

@@ -6,28 +6,27 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amo_receiver.amocrm.events import read_body
+from amo_receiver.amocrm.events import read_body, storable
 from amo_receiver.amocrm.form import Limits, decode
+from amo_receiver.database import DatabaseTimeout
 from amo_receiver.errors import Unparsable
-from amo_receiver.inbox.batch import attempt_record
-from amo_receiver.inbox.delivery import UNPARSED, Credential, Delivery, Headers, add_events
+from amo_receiver.inbox.delivery import UNPARSED, Credential, Delivery, Headers, account_of, add_events, is_foreign
 from amo_receiver.inbox.effects import row_of
 from amo_receiver.inbox.lookup import is_parsed
-from amo_receiver.inbox.repository import DatabaseTimeout, Settlement
-from amo_receiver.inbox.settling import Failure, settle
+from amo_receiver.inbox.repository import Settlement
+from amo_receiver.inbox.settling import Failure, attempt_record, settle
 from amo_receiver.inbox.states import MAX_ATTEMPTS
 from amo_receiver.log import get_logger
 
 if TYPE_CHECKING:
-    from amo_receiver.amocrm.events import Body, Item
     from amo_receiver.inbox.merge import Row
     from amo_receiver.inbox.repository import Repository
     from amo_receiver.inbox.service import Reloadable
 
 log = get_logger(__name__)
 
-RUN_SECONDS = 20.0
-"""How long the events of one claim may take together; what is left over then is given back."""
+RUN_SECONDS = 4.0
+"""How long the events of one claim may take together: less than until they are due again. What is left over then is given back."""
 
 
 class Rejected(Failure):
@@ -101,7 +100,7 @@ class Retry:
 
     def _row(self, event: Any) -> Row | None:
         try:
-            return row_of(event.id, event.account_id, event.entity, event.action, event.entity_id, event.payload,
+            return row_of(event.id, event.account_id, event.entity, event.action, event.entity_id, storable(event.payload)[0],
                           _iso(event.occurred_at), _iso(event.received_at) or "",
                           self._current.mapping.for_account(event.account_id))  # fmt: skip
         except ValueError as error:
@@ -127,11 +126,13 @@ class Retry:
                             stored.body, body_bytes=len(stored.body))  # fmt: skip
         try:
             parsed = read_body(decode(stored.body, stored.content_type or "", self._limits), stored.received_at.timestamp())
-            add_events(delivery, parsed.items, lambda item: _account(event.account_id, parsed, item), self._current.mapping.for_account)
+            add_events(delivery, parsed.items, lambda item: account_of(event.account_id, parsed, item), self._current.mapping.for_account)
         except Unparsable as error:
             raise Rejected(str(error.problem)) from error
         except Exception as error:
             raise Stumbled(error) from error
+        if event.account_id and is_foreign(event.account_id, parsed):
+            raise Rejected("its body is for another account than its token")
         return delivery
 
     async def _note(self, due: list[Any], outcomes: dict[str, Failure | None], started_at: str) -> None:
@@ -161,10 +162,6 @@ class Retry:
             raise
         self._owed = Notes([], [])
         return states
-
-
-def _account(account_id: str, body: Body, item: Item) -> str:
-    return account_id or body.account_id or item.account_id or (f"subdomain:{body.subdomain}" if body.subdomain else "")
 
 
 def _kind(event: Any) -> str:
