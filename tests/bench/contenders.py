@@ -47,7 +47,7 @@ def empty() -> FastAPI:
     app = FastAPI()
 
     @app.post(PATH)
-    async def webhook(token: str, request: Request) -> dict[str, Any]:  # noqa: ARG001
+    async def webhook(token: str, request: Request) -> dict[str, Any]:
         await request.body()
         return envelope("success", "Processed 1 events", 1)
 
@@ -90,7 +90,7 @@ def single_insert() -> FastAPI:
     app = FastAPI(lifespan=lifespan)
 
     @app.post(PATH)
-    async def webhook(token: str, request: Request) -> dict[str, Any]:  # noqa: ARG001
+    async def webhook(token: str, request: Request) -> dict[str, Any]:
         body = await request.body()
         await app.state.pool.execute("INSERT INTO raw_bodies (body) VALUES ($1)", body)
         return envelope("success", "Processed 1 events", 1)

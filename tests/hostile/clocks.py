@@ -34,7 +34,7 @@ class Clock:
         self.set(seconds)
 
     def set(self, seconds: int) -> None:
-        """Set it; its program notices within a second."""
+        """Set it; its program notices within two seconds."""
         fresh = self._file.with_suffix(".new")
         fresh.write_text(f"{seconds:+d}\n")
         fresh.rename(self._file)

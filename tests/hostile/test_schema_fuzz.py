@@ -13,8 +13,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.generation.case import Case
 
-from factories import BODIES, http_build_query
 from amo_receiver.amocrm.keyring import LONGEST_ACCOUNT_CHARS
+from factories import BODIES, http_build_query
 from hostile.watched import KEPT, post
 from integration.load import FORM, PATH
 from servers import WEBHOOK_TOKEN, signed_headers

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from bench.run import Contender
 from hostile.tap import Tap
-from hostile.watched import MOST_MIB, good_body, post
+from hostile.watched import MOST_MIB, good_body
 from hostile.wire import Wire, connected, head, whole
 from integration.load import PATH
 from servers import signed_headers
@@ -140,7 +140,12 @@ async def test_the_processor_time_of_strangers(watched: Watched, tmp_path: Path,
                 figures[name].append((_cpu_seconds(pid) - before) / REQUESTS * 1e6)
     finally:
         await asyncio.to_thread(empty.end)
-    table = Table("who", "µs of processor a request", f"of the empty route (asked: ≤ {ALLOWED_RATIO})", title="The cost of strangers, median of the rounds")
+    table = Table(
+        "who",
+        "µs of processor a request",
+        f"of the empty route (asked: ≤ {ALLOWED_RATIO})",
+        title="The cost of strangers, median of the rounds",
+    )
     for name, rounds in figures.items():
         ratio = statistics.median(ours / theirs for ours, theirs in zip(rounds, figures["empty FastAPI route"], strict=True))
         table.add_row(name, f"{statistics.median(rounds):.0f}", f"{ratio:.2f}")

@@ -169,7 +169,7 @@ async def _refuses(url: str) -> None:
 
 async def test_a_long_lock_on_one_lead_holds_up_no_other(start_service: StartService, pooled_url: str, database_url: str) -> None:
     """While somebody holds one lead for 3 s, all others are accepted; its own events are stored or refused by 503, and applied later."""
-    service, traffic = start_service(pooled_url), Traffic()
+    service, traffic = start_service(pooled_url, env={"ANSWER_BUDGET_MS": "2500"}), Traffic()
     hot: list[Answer] = []
     line = Line(service.url)
     async with connect(database_url) as holder, under_load(iter(traffic), service.url, connections=16, pause_seconds=0.01) as load:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from integration.books import require_agreement, require_kept, settled, stored_events
 from integration.cards import Change
-from integration.load import Post, post_of, send, send_together
+from integration.load import PATIENT, Post, post_of, send, send_together
 from servers import connect, run_sql
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ async def test_three_processes_end_in_the_rows_that_the_events_make(
     """Every delivery is answered 200 and applied at once, each event stored once, and the rows equal a plain fold of what was sent."""
     # sooner than the lock timeout, which would hide a deadlock
     run_sql(database_url, f"ALTER DATABASE {database} SET deadlock_timeout = '20ms'")
-    services = [start_service(pooled_url) for _ in range(3)]
+    services = [start_service(pooled_url, env=PATIENT) for _ in range(3)]
     crm = Crm(20240101)
     posts: list[Post] = []
     for account in ACCOUNTS:
@@ -156,7 +156,7 @@ async def test_the_same_deliveries_reach_all_processes_at_once(
 ) -> None:
     """Copies, and events of the same leads, that meet inside the database wait for one another in one order: none fails or counts twice."""
     run_sql(database_url, f"ALTER DATABASE {database} SET deadlock_timeout = '20ms'")
-    services, crm, sent = [start_service(pooled_url) for _ in range(3)], Crm(7), []
+    services, crm, sent = [start_service(pooled_url, env=PATIENT) for _ in range(3)], Crm(7), []
     for _ in range(ROUNDS):
         common, *own = [crm.deliver([crm.happen(ACCOUNTS[0], "leads", card) for card in HOT_LEADS for _ in range(2)]) for _ in range(4)]
         copies = [crm.mix(common + posts) for posts in own]

@@ -11,7 +11,7 @@ import asyncpg
 
 from amo_receiver.embedded.folder import free_port
 from factories import ACCOUNT, contact, form_body, json_body, lead, lead_v4
-from integration.load import Line, Post, by_token, open_connection, read_answer, send, signed
+from integration.load import PATIENT, Line, Post, by_token, open_connection, read_answer, send, signed
 from servers import connect, run_sql
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from conftest import StartService
 
-PATIENT = {"STATEMENT_TIMEOUT_MS": "20000", "ANSWER_BUDGET_MS": "20000", "WORKER_ENABLED": "false"}
 GATE = 4711
 """Key of the advisory lock at which a commit waits."""
 DEFERRED = (

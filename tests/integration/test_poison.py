@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from factories import ACCOUNT, contact, form_body, http_build_query, json_body, lead, lead_v4
-from integration.load import FORM, Answer, Post, by_token, send_together, signed
+from integration.load import FORM, PATIENT, Answer, Post, by_token, send_together, signed
 from servers import connect, run_sql, signed_headers
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ async def test_by_token_poison_is_stored_and_answered_200_and_harms_no_neighbour
     start_service: StartService, pooled_url: str, database_url: str
 ) -> None:
     """By token nothing but 200, 401, 413 and 503 exists, and every good delivery of the same batch is applied."""
-    service = start_service(pooled_url)
+    service = start_service(pooled_url, env=PATIENT)
     good, bad = good_posts(), [by_token(poison.body, content_type=poison.content_type) for poison in POISON]
     too_large = by_token(form_body("leads", "add", lead(id=7999, name="x" * 2**20)))
 
@@ -186,7 +186,7 @@ async def test_signed_poison_is_refused_where_it_is_invalid_and_harms_no_neighbo
     start_service: StartService, pooled_url: str, database_url: str
 ) -> None:
     """A signed delivery that is invalid is answered 400 with nothing stored, any other is applied."""
-    service = start_service(pooled_url)
+    service = start_service(pooled_url, env=PATIENT)
     good = good_posts()
     bad = [Post("/api/webhooks/amo", {"Content-Type": poison.content_type, **signed_headers(ACCOUNT)}, poison.body) for poison in POISON]
 
@@ -228,16 +228,17 @@ async def test_a_lead_that_the_database_refuses_stays_pending_alone(
 ) -> None:
     """All others of its batch are applied and answered as a success; it, and a copy of it, are answered 200 as partial."""
     refuse(database_url, "leads", "NEW.id = 666", "23514")
-    service = start_service(pooled_url, env={"WORKER_ENABLED": "false"})
+    service = start_service(pooled_url, env=PATIENT | {"WORKER_ENABLED": "false"})
     refused = by_token(form_body("leads", "update", lead(id=666), lead(id=667, name="its neighbour in the body")))
     good, bad = good_posts(), [refused, refused]
 
     answers = await send_together(mixed(good, bad), service)
 
     of_bad = [answer for answer in answers if answer.post is refused]
-    summaries = [(answer.status, answer.document["status"], answer.document["events_processed"]) for answer in of_bad]
-    assert summaries == [(200, "partial", 1)] * 2
-    assert [[problem["path"] for problem in answer.document["errors"]] for answer in of_bad] == [["leads.update[0]"]] * 2
+    assert [(answer.status, answer.document["status"]) for answer in of_bad] == [(200, "partial")] * 2
+    # whichever is second may come before its neighbour in the first is applied
+    first = max(of_bad, key=lambda answer: answer.document["events_processed"])
+    assert (first.document["events_processed"], [problem["path"] for problem in first.document["errors"]]) == (1, ["leads.update[0]"])
     async with connect(database_url) as connection:
         await require_good_applied(connection, answers, good)
         await require_shared_transaction(connection, good, bad)
@@ -254,7 +255,7 @@ async def test_a_delivery_that_the_database_refuses_is_kept_as_a_raw_body_with_a
 ) -> None:
     """The others of its batch are applied as if it had not been there."""
     refuse(database_url, "events", "NEW.entity = 'gift'", state)
-    service = start_service(pooled_url, env={"WORKER_ENABLED": "false"})
+    service = start_service(pooled_url, env=PATIENT | {"WORKER_ENABLED": "false"})
     bad = [by_token(form_body("gift", "add", {"id": number})) for number in range(3)]
     good = good_posts()
 
@@ -278,7 +279,7 @@ async def test_what_cannot_be_stored_in_any_form_is_answered_503_alone(
 ) -> None:
     """Where even the raw body is refused, its sender is to come again, and no neighbour is."""
     refuse(database_url, "events", "NEW.account_id = '666'", "23514")
-    service = start_service(pooled_url)
+    service = start_service(pooled_url, env=PATIENT)
     bad = [by_token(form_body("leads", "update", lead(id=number, account_id="666"), account="666")) for number in range(70, 74)]
     good = good_posts()
 
@@ -292,7 +293,7 @@ async def test_what_cannot_be_stored_in_any_form_is_answered_503_alone(
 
 async def test_an_account_of_3000_bytes_harms_no_neighbour(start_service: StartService, pooled_url: str, database_url: str) -> None:
     """A signed account id that no index can hold is refused or stored, and the others of its batch are applied."""
-    service = start_service(pooled_url)
+    service = start_service(pooled_url, env=PATIENT)
     bad = [signed(noise(3000 + number), json_body("leads", "add", lead_v4())) for number in range(3)]
     good = good_posts()
 

@@ -227,7 +227,7 @@ async def test_one_bad_item_of_ten_from_amocrm_itself(client: httpx.AsyncClient,
         await client.post(TOKEN_PATH, content=form_body("leads", "update", *items, account=account), headers=FORM), 200, "partial"
     )
     assert (answer["message"], answer["events_processed"]) == ("Processed 9 events", 9)
-    assert [each["path"] for each in answer["errors"]] == ["leads.update[9]"]
+    assert [each["path"] for each in answer["errors"]] == ["leads.update[9].id"]
     assert "is not a positive 64-bit integer" in answer["errors"][0]["message"]
     assert [state for _, _, state, _ in await states(committed, account)] == ["processed"] * 9 + ["dead"]
     assert await committed.fetchval("SELECT count(*) FROM leads WHERE account_id = $1", account) == 9

@@ -26,6 +26,7 @@ OWN_TIMES = ("updated_at", "last_modified", "date_modify", "created_at")
 IDENTITY_CHARACTERS = 255
 """Entity and account ids stand in indexes; a longer one is cut (the payload keeps it whole)."""
 NAME_CHARACTERS = 64
+WORD = re.compile(r"\w+")
 POSITION = re.compile(r"[0-9]{1,8}")
 
 
@@ -80,8 +81,8 @@ def read_body(document: dict[str, Any], now: float) -> Body:
     account = document.get("account")
     account = account if isinstance(account, dict) else {}
     items = [item for entity, actions in document.items() if entity != "account" for item in _items(entity, actions, now)]
-    # A form without any structure is one key without a value: JSON under a form's Content-Type looks like that.
-    if not items and any(isinstance(value, str) or _has_content(value) for key, value in document.items() if key != "account"):
+    # A key that is no word is no form's: text, or JSON under a form's Content-Type.
+    if not items and any(_has_content(value) or not WORD.fullmatch(key) for key, value in document.items() if key != "account"):
         raise Unparsable("no entity[action][n] in it")
     return Body(_cut(text(account.get("id"))), _cut(text(account.get("subdomain"))), items)
 

@@ -219,7 +219,7 @@ def integer(raw: Any) -> int | None:
 
 def number(raw: Any) -> str | None:
     """Return a finite number of at most 30 digits on either side of the point, as text that SQL reads exactly, or None."""
-    if isinstance(raw, bool) or not isinstance(raw, str | int | float):
+    if isinstance(raw, bool) or not isinstance(raw, str | int | float) or (isinstance(raw, int) and abs(raw) >= 10**NUMBER_DIGITS):
         return None
     written = str(raw).strip()
     if not NUMBER.fullmatch(written):

@@ -56,10 +56,12 @@ ACCEPT = "SELECT accept_v1($1::json, $2::bytea[], $3::json, $4::json, $5::json, 
 SETTLE = "SELECT settle_v1($1::json, $2::json, $3::json, $4::json, $5)"
 
 CLAIM = text("""
+    WITH due AS MATERIALIZED (
+        SELECT account_id, id FROM events WHERE state = 'pending' AND available_at <= now()
+        ORDER BY available_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
     UPDATE events e SET attempts = attempts + 1, available_at = now() + make_interval(secs => CASE attempts WHEN 0 THEN 5 ELSE 30 END)
-    FROM (SELECT account_id, id FROM events WHERE state = 'pending' AND available_at <= now()
-          ORDER BY available_at LIMIT :most FOR UPDATE SKIP LOCKED) due
-    WHERE e.account_id = due.account_id AND e.id = due.id
+    FROM due WHERE e.account_id = due.account_id AND e.id = due.id
     RETURNING e.account_id, e.id::text, e.delivery_id::text, e.entity, e.action, e.entity_id, e.payload, e.occurred_at, e.received_at,
               e.attempts, e.deferrals, e.replays, e.traceparent""")
 

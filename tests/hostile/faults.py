@@ -1,0 +1,114 @@
+"""What can go wrong with three services, two workers, a pooler and a Postgres; each fault is over when its function returns."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from hostile.story import HOT_CARDS
+from servers import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from amo_receiver.embedded import EmbeddedPostgres
+    from amo_receiver.embedded.server import StopMode
+    from children import Child
+    from hostile.clocks import Clock
+    from pooler import PgBouncer
+    from servers import ServiceProcess
+
+OFFSETS = (-7200, 300, 0)
+BACKENDS = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+)
+Fault = tuple[str, "Callable[[], Awaitable[None]]"]
+
+
+@dataclass
+class Place:
+    """Everything that faults are made of."""
+
+    services: Sequence[ServiceProcess]
+    workers: Sequence[ServiceProcess]
+    clocks: Sequence[Clock]
+    pgbouncer: PgBouncer
+    postgres: EmbeddedPostgres
+    database_url: str
+    pick: random.Random
+
+    def slight(self) -> list[Fault]:
+        """Return the faults of single processes, any two of which may happen at once."""
+        return [
+            ("kill -9 of a service", lambda: self._killed(self.services)),
+            ("kill -9 of a worker", lambda: self._killed(self.workers)),
+            ("service stopped 0.5–3 s", lambda: self._stopped(self.pick.choice(self.services))),
+            ("worker stopped 0.5–3 s", lambda: self._stopped(self.pick.choice(self.workers))),
+            ("locks on hot cards 1–4 s", self._locked),
+            *([("clock steps by −2 h, +5 min or back", self._clock_stepped)] if self.clocks else []),
+        ]
+
+    def grave(self) -> list[Fault]:
+        """Return the faults of what everybody needs."""
+        return [
+            ("pooler stopped 0.5–3 s", lambda: self._stopped(self.pgbouncer)),
+            ("pooler restarted", lambda: asyncio.to_thread(self.pgbouncer.restart)),
+            ("kill -9 of the pooler", lambda: self._killed([self.pgbouncer])),
+            ("Postgres backend stopped 0.5–3 s", self._backend_stopped),
+            ("Postgres restarted, fast", lambda: self._restarted("fast")),
+            ("Postgres restarted, immediate", lambda: self._restarted("immediate")),
+        ]
+
+    async def _killed(self, children: Sequence[Child]) -> None:
+        child = self.pick.choice(children)
+        pause = self.pick.uniform(0, 1)
+        await asyncio.to_thread(child.kill)
+        await asyncio.sleep(pause)
+        await asyncio.to_thread(child.start)
+
+    async def _stopped(self, child: Child) -> None:
+        child.pause()
+        try:
+            await asyncio.sleep(self.pick.uniform(0.5, 3))
+        finally:
+            child.resume()
+
+    async def _backend_stopped(self) -> None:
+        async with connect(self.database_url) as connection:
+            pids = [row["pid"] for row in await connection.fetch(BACKENDS + " ORDER BY pid")]
+        seconds = self.pick.uniform(0.5, 3)
+        pid = self.pick.choice(pids) if pids else 0
+        with suppress(ProcessLookupError):
+            if pid:
+                os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(seconds)
+            if pid:
+                os.kill(pid, signal.SIGCONT)
+
+    async def _restarted(self, mode: StopMode) -> None:
+        pause = self.pick.uniform(0, 2)
+        await asyncio.to_thread(self.postgres.stop, mode)
+        await asyncio.sleep(pause)
+        await asyncio.to_thread(self.postgres.start)
+
+    async def _locked(self) -> None:
+        cards = self.pick.sample(HOT_CARDS, 5)
+        seconds = self.pick.uniform(1, 4)
+        started = time.monotonic()
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):  # Postgres may be restarted meanwhile
+            async with connect(self.database_url) as holder, holder.transaction():
+                for entity in ("leads", "contacts"):
+                    await holder.execute(f"SELECT FROM {entity} WHERE id = ANY($1) ORDER BY account_id, id FOR UPDATE", cards)
+                await asyncio.sleep(seconds - (time.monotonic() - started))
+
+    async def _clock_stepped(self) -> None:
+        self.pick.choice(self.clocks).set(self.pick.choice(OFFSETS))
+        await asyncio.sleep(2.5)  # until its program has noticed
