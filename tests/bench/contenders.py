@@ -36,8 +36,8 @@ DELIVERY = text(
 ).bindparams(bindparam("body", type_=LargeBinary))
 EVENT = text(
     "INSERT INTO events (account_id, id, delivery_id, entity, action, entity_id, path, payload, occurred_at, received_at, dedup, state, "
-    "effect, attempts, processed_at) SELECT account_id, id, delivery_id, entity, action, entity_id, path, payload, occurred_at, received_at, "
-    "dedup, state, effect, 1, now() FROM json_populate_recordset(NULL::events, CAST(:event AS json)) ON CONFLICT DO NOTHING"
+    "effect, attempts, processed_at) SELECT account_id, id, delivery_id, entity, action, entity_id, path, payload, occurred_at, "
+    "received_at, dedup, state, effect, 1, now() FROM json_populate_recordset(NULL::events, CAST(:event AS json)) ON CONFLICT DO NOTHING"
 )
 CARD = text("SELECT upsert_cards_v1(CAST(:leads AS json), '[]')")
 

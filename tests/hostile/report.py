@@ -25,7 +25,7 @@ class Report:
 
     def say(self, sentence: str) -> None:
         """Print a line with the seconds since the test began."""
-        self._print(f"{self._name} {time.monotonic() - self._started:.0f} s: {sentence}")
+        self._print(f"[{time.monotonic() - self._started:.0f} s] {sentence}")
 
     def show(self, table: Table) -> None:
         """Print a table."""
@@ -33,5 +33,7 @@ class Report:
 
     def _print(self, content: Table | str) -> None:
         with self._capture.global_and_fixture_disabled() if self._capture else nullcontext():
-            print(flush=True)  # noqa: T201 - ends the line of pytest's own progress
+            if self._name:
+                print(f"\n{self._name}", flush=True)  # noqa: T201 - ends the line of pytest's own progress
+                self._name = ""
             Console(file=sys.stdout, width=WIDTH, markup=False, highlight=False).print(content, soft_wrap=True)

@@ -20,6 +20,8 @@ PATIENCE_SECONDS = 2.0
 TRIES = 4
 REPEAT_SECONDS = (0.2, 1.5)
 NO_ANSWER = "no answer"
+Lines = dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+"""One sender's connections by service."""
 
 
 class Answer(NamedTuple):
@@ -52,31 +54,36 @@ class Senders:
                 group.create_task(self._keep_sending(random.Random(self.seed + number)))  # noqa: S311 - no secret
 
     async def _keep_sending(self, pick: random.Random) -> None:
-        lines: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
-        while not self.ended:
-            due = time.monotonic() + self.count / self.per_second
-            post = self.story.next()
-            for number in range(TRIES):
-                answer = await self._try(post, pick.randrange(len(self.urls)), lines)
-                self.answers.append(answer)
-                if answer.status == 200:
-                    break
-                if number < TRIES - 1:
-                    await asyncio.sleep(pick.uniform(*REPEAT_SECONDS))
-            else:
-                self.given_up += 1
-            await asyncio.sleep(due - time.monotonic())
-        for _, writer in lines.values():
-            writer.close()
+        lines: Lines = {}
+        try:
+            while not self.ended:
+                due = time.monotonic() + self.count / self.per_second
+                await self._deliver(self.story.next(), pick, lines)
+                await asyncio.sleep(due - time.monotonic())
+        finally:
+            for _, writer in lines.values():
+                writer.transport.abort()
 
-    async def _try(self, post: Post, service: int, lines: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> Answer:
+    async def _deliver(self, post: Post, pick: random.Random, lines: Lines) -> None:
+        for number in range(TRIES):
+            answer = await self._try(post, pick.randrange(len(self.urls)), lines)
+            self.answers.append(answer)
+            if answer.status == 200:
+                return
+            if number < TRIES - 1:
+                await asyncio.sleep(pick.uniform(*REPEAT_SECONDS))
+        self.given_up += 1
+
+    async def _try(self, post: Post, service: int, lines: Lines) -> Answer:
         sent_at, status = time.monotonic(), NO_ANSWER
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                if service not in lines or lines[service][0].at_eof():
+                if service in lines and lines[service][0].at_eof():
+                    lines.pop(service)[1].transport.abort()
+                if service not in lines:
                     lines[service] = await open_connection(self.urls[service])
                 reader, writer = lines[service]
-                writer.write(post.bytes())
+                writer.write(post.request())
                 code, _ = await read_answer(reader)
                 return Answer(post, service, sent_at, time.monotonic(), code)
         except (OSError, EOFError, TimeoutError):

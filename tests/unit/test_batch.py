@@ -65,6 +65,7 @@ class FakeRepository:
 
     def __init__(self) -> None:
         self.accepts: list[list[Delivery]] = []
+        self.applied: list[bool] = []
         self.settles: list[list[str]] = []
         self.failed: list[dict[str, Any]] = []
         self.deferred: list[dict[str, Any]] = []
@@ -91,6 +92,7 @@ class FakeRepository:
 
     async def accept(self, deliveries: Sequence[Delivery], *, apply: bool = True) -> Accepted:
         self.accepts.append(list(deliveries))
+        self.applied.append(apply)
         answer = self.on_accept.pop(0) if self.on_accept else self.refuse(deliveries) or WHOLE
         if isinstance(answer, Exception):
             raise answer

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import math
 import re
 import sys
 from dataclasses import dataclass
@@ -37,6 +36,9 @@ _ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})++")
 _FIELD = re.compile("[^&]++")
 # A string without its closing quote runs to the end: to try again behind each quote in it would take quadratic time.
 _NO_STRUCTURE = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^][{},"]++')
+
+
+INT64 = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,8 @@ def _integer(digits: str) -> int | str:
 
 def _decimal(digits: str) -> float | str:
     number = float(digits)
-    return number if math.isfinite(number) else digits
+    # Beyond 64 bits jsonb gives it back as an integer that nothing here can write again.
+    return number if abs(number) < INT64 else digits
 
 
 def _constant(_: str) -> NoReturn:
