@@ -75,21 +75,25 @@ class Senders:
         self.given_up += 1
 
     async def _try(self, post: Post, service: int, lines: Lines) -> Answer:
-        sent_at, status = time.monotonic(), NO_ANSWER
+        sent_at = time.monotonic()
         try:
+            reader, writer = await self._line(service, lines)
+            writer.write(post.request())
             async with asyncio.timeout(PATIENCE_SECONDS):
-                if service in lines and lines[service][0].at_eof():
-                    lines.pop(service)[1].transport.abort()
-                if service not in lines:
-                    lines[service] = await open_connection(self.urls[service])
-                reader, writer = lines[service]
-                writer.write(post.request())
                 code, _ = await read_answer(reader)
-                return Answer(post, service, sent_at, time.monotonic(), code)
         except (OSError, EOFError, TimeoutError):
             if service in lines:
                 lines.pop(service)[1].transport.abort()
-        return Answer(post, service, sent_at, time.monotonic(), status)
+            return Answer(post, service, sent_at, time.monotonic(), NO_ANSWER)
+        return Answer(post, service, sent_at, time.monotonic(), code)
+
+    async def _line(self, service: int, lines: Lines) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if service in lines and lines[service][0].at_eof():
+            lines.pop(service)[1].transport.abort()
+        if service not in lines:
+            # Not below a timeout: one that strikes just then would leave the connection to nobody.
+            lines[service] = await open_connection(self.urls[service])
+        return lines[service]
 
     def good_since(self, moment: float) -> dict[int, float]:
         """Return for each service when it first answered 200 to what was sent after a moment."""

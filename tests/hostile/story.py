@@ -23,7 +23,7 @@ KINDS = {"full": 40, "partial": 25, "undated": 15, "delete": 6, "delete undated"
 STORED = """
     SELECT e.id, e.account_id, e.occurred_at, e.received_at, e.state, e.last_error, (e.payload->>'serial')::int AS serial,
            (SELECT count(*) FROM attempts a WHERE a.account_id = e.account_id AND a.event_id = e.id AND a.outcome = 'applied') AS applied
-    FROM events e"""
+    FROM events e WHERE e.payload ? 'serial'"""
 
 
 class Story:

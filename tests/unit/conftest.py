@@ -1,4 +1,4 @@
-"""The application in the tests' own process, one for each module."""
+"""The application in the tests' own process, one for each module, and a group commit on a database of pretence."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from amo_receiver.inbox.batch import GroupCommit
+from fake_repository import FakeRepository
 from in_process import running, settings_for
 from servers import connect, run_sql
 
@@ -50,3 +52,18 @@ async def committed(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
     """Return a second connection, which sees what is committed."""
     async with connect(shared_url) as connection:
         yield connection
+
+
+@pytest.fixture
+async def repository() -> FakeRepository:
+    return FakeRepository()
+
+
+@pytest_asyncio.fixture
+async def batches(repository: FakeRepository) -> AsyncIterator[GroupCommit]:
+    """Return a group commit that runs."""
+    made = GroupCommit(repository)  # type: ignore[arg-type]
+    made.start()
+    yield made
+    repository.release()
+    await made.stop()

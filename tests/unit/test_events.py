@@ -139,6 +139,7 @@ def test_events_come_in_document_order() -> None:
         {"leads": []},
         {"leads": ""},
         {"leads": None, "contacts": {"add": None}},
+        {"leads": "", "новое": ""},
         {"task": {"add": [], "update": {}}},
     ],
 )
@@ -151,6 +152,8 @@ def test_a_body_with_nothing_in_it_has_no_events(document: dict[str, Any]) -> No
     "document",
     [
         {"x": "1"},
+        {'{"leads":{"add":[]}}': ""},
+        {"hello world": ""},
         {"leads": "1"},
         {"leads": ["1"]},
         {"leads": [{"id": 1}]},
@@ -400,6 +403,20 @@ def test_names_cannot_run_into_each_other() -> None:
     """Where an entity's name ends and an action's begins counts."""
     items = [one("a", "bc", {"updated_at": PAST}), one("ab", "c", {"updated_at": PAST})]
     assert len({dedup_key(item, b"{}") for item in items}) == 2
+
+
+def test_an_unusable_item_may_be_a_duplicate() -> None:
+    """Undated or not, the same bad item again is the same dead letter: it would only pile up."""
+    items = [one("leads", "update", {"id": "x", "name": name}) for name in ("а", "а", "б")]
+    keys = [key_of(item) for item in items]
+    assert keys[0] == keys[1] is not None
+    assert keys[2] not in (None, keys[0])
+
+
+def test_a_position_is_shown_only_while_it_is_one() -> None:
+    """A number of up to eight digits stands in the path as sent; what else is in its place may be personal, and is counted instead."""
+    sent = {position: {"id": 1} for position in ("5", "12345678", "+79990001122", "123456789", "Иван")}
+    assert [item.path.removeprefix("task.add") for item in read({"task": {"add": sent}})] == ["[5]", "[12345678]", "[2]", "[3]", "[4]"]
 
 
 def test_an_undated_event_is_never_a_duplicate() -> None:

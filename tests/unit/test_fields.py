@@ -277,6 +277,15 @@ def test_a_field_without_a_value_is_emptied(values: Any) -> None:
     assert of_lead(with_fields({"id": 123458})) == Writes({"utm_source": None}, {"123458": None})
 
 
+def test_numbered_values_are_in_the_order_of_their_numbers() -> None:
+    """Not in that of the document: a payload that comes back from the database has its keys in another."""
+    for keys in (("0", "2", "10"), ("10", "2", "0"), ("2", "10", "0")):
+        numbered = {key: {"value": key} for key in keys}
+        assert of_lead(with_fields({"id": 123458, "values": numbered})).columns == {"utm_source": "0"}
+        fields = {key: custom_field(123458, key) for key in keys}
+        assert of_lead({"custom_fields": fields}).columns == {"utm_source": "0"}
+
+
 def test_zero_and_false_are_values() -> None:
     """Only an empty text and null are no value."""
     assert of_lead(with_fields(custom_field_as_sent(123463, 0), custom_field_as_sent(123458, "0"))).columns == {
@@ -323,7 +332,7 @@ def test_a_field_without_an_id_goes_by_its_code() -> None:
         ("", None), ("пять", None), ("12,5", None), ("1 000", None), ("0x10", None), ("NaN", None), ("sNaN", None), ("Infinity", None),
         ("-inf", None), ("1e31", None), ("1e-31", None), ("9" * 31, None), ("1e999999999", None), ("0e999999999", None),
         ("1e99999999999999999999", None), ("9" * 100_000, None), (True, None), (None, None), ([1], None), ({"a": 1}, None),
-        (10**5000, None),
+        (10**5000, None), ("1_000", None), ("１２", None), ("+5", "5"), (".5", "0.5"), ("5.", "5"),
     ],
     ids=lambda value: repr(value)[:20] if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip
@@ -358,6 +367,8 @@ def test_integers(raw: Any, value: int | None) -> None:
         (5, "5"),
         (0, "0"),
         (1.5, "1.5"),
+        (1e22, "1" + "0" * 22),
+        (1e-7, "0.0000001"),
         (True, None),
         (False, None),
         (None, None),

@@ -13,7 +13,7 @@ import typer
 import uvicorn
 
 from amo_receiver.app import create_app, server_options, work
-from amo_receiver.errors import ConfigurationError
+from amo_receiver.errors import CommandError, ConfigurationError
 from amo_receiver.log import configure, get_logger
 from amo_receiver.settings import check, load_settings
 
@@ -82,7 +82,7 @@ def require_port(host: str, port: int) -> None:
     except OSError as error:
         reason = "is not allowed to this user" if isinstance(error, PermissionError) else "is taken by another program"
         reason = "is no address of this machine" if isinstance(error, socket.gaierror) else reason
-        raise ConfigurationError(f"Port {port} on {host} {reason}: choose another one.") from error
+        raise CommandError(f"Port {port} on {host} {reason}: choose another one, with --port or --management-port.") from error
 
 
 def run_worker() -> None:
