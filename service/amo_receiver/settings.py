@@ -82,7 +82,9 @@ class Settings(BaseSettings):
     answer_budget_ms: int = _setting(
         1_500, "Time from a delivery's first byte to its answer; past it the answer is 503.", ge=100, le=60_000
     )
-    statement_timeout_ms: int = _setting(800, "Longest a statement or a wait for a lock in the database may take.", ge=10, le=60_000)
+    statement_timeout_ms: int = _setting(
+        800, "Longest wait for a lock in the database; 400 ms later a call is given up and its connection closed.", ge=10, le=60_000
+    )
     retention_processed_days: int = _setting(30, "Days that processed events and their deliveries are kept.", ge=1, le=36_500)
     retention_dead_days: int = _setting(90, "Days that dead events and their deliveries are kept.", ge=1, le=36_500)
     unparsed_quota_bytes: int = _setting(

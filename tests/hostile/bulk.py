@@ -29,7 +29,7 @@ NUMBERED = f"""
            (lpad(to_hex((extract(epoch FROM made_at) * 1000)::bigint), 12, '0') || '7' || substr(md5('d' || k), 1, 3) || '8'
             || substr(md5('d' || k), 4, 15))::uuid AS delivery_id
     FROM (SELECT n, n / 2 AS k, {DEAD} AS dead FROM generate_series($1::bigint, $2::bigint) n) numbers
-    CROSS JOIN LATERAL (SELECT now() - make_interval(days => {AGE_DAYS}, secs => k % 80000) AS made_at) times"""
+    CROSS JOIN LATERAL (SELECT now() - make_interval(days => ({AGE_DAYS})::int, secs => k::int % 80000) AS made_at) times"""
 EVENTS = """
     INSERT INTO events (account_id, id, delivery_id, entity, action, entity_id, path, payload, occurred_at, received_at, state, effect,
                         attempts, processed_at, last_error)
