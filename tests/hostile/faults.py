@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from amo_receiver.embedded import EmbeddedPostgres
-    from amo_receiver.embedded.server import StopMode
+    from amo_receiver.embedded.processes import StopMode
     from children import Child
     from hostile.clocks import Clock
     from pooler import PgBouncer

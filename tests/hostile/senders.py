@@ -82,14 +82,13 @@ class Senders:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 code, _ = await read_answer(reader)
         except (OSError, EOFError, TimeoutError):
-            if service in lines:
-                lines.pop(service)[1].transport.abort()
+            _drop(service, lines)
             return Answer(post, service, sent_at, time.monotonic(), NO_ANSWER)
         return Answer(post, service, sent_at, time.monotonic(), code)
 
     async def _line(self, service: int, lines: Lines) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if service in lines and lines[service][0].at_eof():
-            lines.pop(service)[1].transport.abort()
+            _drop(service, lines)
         if service not in lines:
             # Not below a timeout: one that strikes just then would leave the connection to nobody.
             lines[service] = await open_connection(self.urls[service])
@@ -104,3 +103,9 @@ class Senders:
             if answer.sent_at >= moment and answer.status == 200:
                 first[answer.service] = min(answer.answered_at, first.get(answer.service, answer.answered_at))
         return first
+
+
+def _drop(service: int, lines: Lines) -> None:
+    if service in lines:
+        _, writer = lines.pop(service)
+        writer.transport.abort()

@@ -97,17 +97,7 @@ class Siege:
     def table(self, ending: Ending) -> Table:
         """Return what each fault cost; of two at once, both are told all."""
         table = Table(title=f"A siege of {SECONDS:.0f} s, HOSTILE_SEED={SEED}")
-        for heading in (
-            "fault",
-            "count",
-            "requests meanwhile",
-            "503",
-            NO_ANSWER,
-            "other non-2xx",
-            "acknowledged but lost",
-            "recovery s, median",
-            "most",
-        ):
+        for heading in ("fault", "count", "requests", "503", NO_ANSWER, "other", "2xx but lost", "recovery s", "most"):
             table.add_column(heading, justify="left" if heading == "fault" else "right")
         names = sorted({name for ordeal in self.ordeals for name in ordeal.faults})
         for name in names:

@@ -279,11 +279,13 @@ def test_a_field_without_a_value_is_emptied(values: Any) -> None:
 
 def test_numbered_values_are_in_the_order_of_their_numbers() -> None:
     """Not in that of the document: a payload that comes back from the database has its keys in another."""
-    for keys in (("0", "2", "10"), ("10", "2", "0"), ("2", "10", "0")):
+    for keys in (("1", "2", "10"), ("10", "2", "1"), ("2", "10", "1")):
         numbered = {key: {"value": key} for key in keys}
-        assert of_lead(with_fields({"id": 123458, "values": numbered})).columns == {"utm_source": "0"}
+        assert of_lead(with_fields({"id": 123458, "values": numbered})).columns == {"utm_source": "1"}
         fields = {key: custom_field(123458, key) for key in keys}
-        assert of_lead({"custom_fields": fields}).columns == {"utm_source": "0"}
+        assert of_lead({"custom_fields": fields}).columns == {"utm_source": "1"}
+        without_one = {key: value for key, value in numbered.items() if key != "1"}
+        assert of_lead(with_fields({"id": 123458, "values": without_one})).columns == {"utm_source": "2"}
 
 
 def test_zero_and_false_are_values() -> None:

@@ -305,6 +305,23 @@ async def test_a_body_that_is_too_large(client: httpx.AsyncClient, account: str,
     check_envelope(await client.post(path, content=content(limit), headers=headers), 200, "success")
 
 
+async def test_no_more_of_a_large_body_is_read_than_it_takes(client: httpx.AsyncClient) -> None:
+    """Nothing of one that declares its size, and of one that does not, the chunk that is too much is the last."""
+    asked: list[int] = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            asked.append(1)
+            assert len(asked) < 100
+            yield b" " * 65_536
+
+    check_envelope(await client.post(TOKEN_PATH, content=endless(), headers={"Content-Length": str(2**21)}), 413, "error")
+    assert asked == []
+    check_envelope(await client.post(TOKEN_PATH, content=endless()), 413, "error")
+    # The test's client hands one chunk over ahead of the one it is asked for.
+    assert 17 <= len(asked) <= 18
+
+
 @pytest.mark.parametrize("path", [f"{PATH}/", f"{TOKEN_PATH}/"])
 async def test_a_trailing_slash_is_no_redirect(client: httpx.AsyncClient, account: str, path: str) -> None:
     """A redirect would count as a bad answer with amoCRM: both forms are the same address."""

@@ -12,6 +12,7 @@ from uuid import UUID  # noqa: TC003 - read by typer at run time
 import typer
 
 from amo_receiver.commands.database import ask
+from amo_receiver.commands.prune import INTERRUPTED
 from amo_receiver.errors import CommandError
 from amo_receiver.inbox.lookup import NIL, Lookup
 
@@ -52,7 +53,11 @@ def replay(
         raise CommandError("Name the events to replay, or --dead for all dead ones, not both.")
     if (dead and force) or (ids and entity is not None):
         raise CommandError("--force goes with ids, --entity with --dead.")
-    ask(partial(_replay, ids or [], account, entity, force, wait))
+    try:
+        ask(partial(_replay, ids or [], account, entity, force, wait))
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. What is pending again stays so, and a worker applies it; what is dead is as it was.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 async def _replay(ids: list[UUID], account: str | None, entity: str | None, force: bool, wait: bool, engine: AsyncEngine) -> None:
