@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_MIB = 160
 """Resident memory that no attack may push a service beyond: about 90 MiB at rest, 32 MiB of bodies in flight, and room for both."""
 STUMBLES = ("Traceback", "Bug while", "Exception in ASGI", "never retrieved", "ERROR")
-KEPT = ("kept as a dead letter", "kept as dead letters", "more deliveries in the last second")
+KEPT = ("kept as a dead letter", "kept as dead letters", " in the last second")
 """What is logged of bodies that cannot be parsed, and only by token."""
 _ids = itertools.count(70_000_001)
 
