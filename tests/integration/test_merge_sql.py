@@ -154,17 +154,3 @@ async def test_an_older_snapshot_still_counts_for_what_it_alone_knows(database_c
     assert row is not None
     assert tuple(row) == ("в", None)
     assert await held(database_connection, "leads") == await folded(database_connection, "leads", history)
-
-
-async def test_an_older_snapshot_is_remembered_as_the_newest_own_time(database_connection: asyncpg.Connection) -> None:
-    """crm_updated_at is the newest own time that was ever seen, also that of an event that changed nothing else."""
-    history = [
-        Past(1, "leads", "update", 4, 4, full=True),
-        Past(2, "leads", "update", None, 9, full=True),
-        Past(3, "leads", "delete", 8, 8, full=False),
-    ]
-    for past in history:
-        await apply(database_connection, "leads", [past.row()])
-    assert await held(database_connection, "leads") == await folded(database_connection, "leads", history)
-    (row,) = await held(database_connection, "leads")
-    assert row["crm_updated_at"].startswith("2022-01-01T05:45:08")
