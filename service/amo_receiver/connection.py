@@ -59,7 +59,6 @@ class BoundedConnection(HttpToolsProtocol):
         """End."""
         if self._stall:
             self._stall.cancel()
-        self._rest = b""
         self._forsake()
         super().connection_lost(exc)
 
@@ -120,7 +119,6 @@ class BoundedConnection(HttpToolsProtocol):
         if self._rest and not self.pipeline and not self.transport.is_closing():
             rest, self._rest = self._rest, b""
             self.data_received(rest)
-        self.flow.resume_reading()
 
     def _close_if_stalled(self) -> None:
         """Hang up where nothing moves: the request never becomes complete, or nobody reads the answers."""

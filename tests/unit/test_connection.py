@@ -115,6 +115,18 @@ async def test_pipelined_requests_wait_as_bytes_and_are_answered_in_order(connec
     assert connection.transport.reading
 
 
+async def test_half_a_request_behind_others_is_waited_for(connection: BoundedConnection, application: Application) -> None:
+    """Reading goes on when what was held back turns out to be no whole request."""
+    application.may_answer.set()
+    long = b"GET /" + b"a" * (PIECE_BYTES // 2 - 18) + b" HTTP/1.1\r\n\r\n"
+    connection.data_received(long * 2 + b"GET /half")
+    await finish(connection)
+    assert connection.transport.reading
+    connection.data_received(b" HTTP/1.1\r\n\r\n")
+    await finish(connection)
+    assert application.asked[2:] == ["/half"]
+
+
 async def test_a_request_that_is_cut_anywhere_is_one_request(connection: BoundedConnection, application: Application) -> None:
     """Bodies larger than a piece, one behind the other, arrive whole."""
     application.may_answer.set()
@@ -192,6 +204,8 @@ async def test_answers_that_are_not_read_are_no_reason_to_wait_for_ever(connecti
     await settle()
     connection._close_if_stalled()
     assert connection.transport.aborted
+    connection.resume_writing()  # as some networks do once there is nothing left to write
+    await settle()
     connection.connection_lost(None)
     await settle()
     assert connection.transport.written == b""
