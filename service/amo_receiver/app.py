@@ -248,6 +248,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
         "log_config": None,
         "access_log": False,
         "server_header": False,
+        "proxy_headers": False,  # nothing here asks for the client's address
         "timeout_graceful_shutdown": GRACEFUL_SECONDS,
         "backlog": settings.max_in_flight_requests,
     }

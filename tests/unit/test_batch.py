@@ -10,11 +10,12 @@ from asyncpg import exceptions as pg
 
 from amo_receiver.database import DatabaseTimeout
 from amo_receiver.errors import Problem
-from amo_receiver.inbox.batch import MOST_BYTES, MOST_DELIVERIES, MOST_FLUSHES, MOST_WEIGHT, GroupCommit, Outcome
+from amo_receiver.inbox.batch import LARGE_ENOUGH, MOST_BYTES, MOST_DELIVERIES, MOST_FLUSHES, MOST_WEIGHT, GroupCommit, Outcome
 from amo_receiver.inbox.delivery import UNPARSED
 from amo_receiver.inbox.settling import MOST_AT_ONCE
 from fake_repository import (
     DONE,
+    LATER,
     NOT_APPLIED,
     OFFENCES,
     SOON,
@@ -80,10 +81,39 @@ async def test_no_more_calls_than_connections_can_bear(repository: FakeRepositor
 
 async def test_a_batch_is_bounded_by_count(repository: FakeRepository, batches: GroupCommit) -> None:
     """More deliveries than a batch may have make another batch, and none is lost between the two."""
-    sent = [delivery() for _ in range(MOST_DELIVERIES + 1)]
+    sent = [delivery() for _ in range(MOST_DELIVERIES * 2 + 2)]
     assert await outcomes(submit(batches, *sent)) == [Outcome(0, [])] * len(sent)
-    assert [len(ids) for ids in repository.ids()] == [MOST_DELIVERIES, 1]
+    assert [len(ids) for ids in repository.ids()][:2] == [MOST_DELIVERIES, MOST_DELIVERIES // 2 + 1]
     assert [*chain(*repository.ids())] == [each.id for each in sent]
+
+
+async def test_what_waits_goes_out_in_halves(repository: FakeRepository, batches: GroupCommit) -> None:
+    """So that the database works on one while the answers of the other are written."""
+    await outcomes(submit(batches, *[delivery() for _ in range(LARGE_ENOUGH * 3)]))
+    assert [len(ids) for ids in repository.ids()] == [LARGE_ENOUGH * 3 // 2, LARGE_ENOUGH, LARGE_ENOUGH // 2]
+
+
+async def test_a_small_batch_waits_for_the_call_under_way(repository: FakeRepository) -> None:
+    """It goes out when that call ends, or as soon as it is large enough."""
+    first, second = repository.gate(), repository.gate()
+    repository.on_accept = [first, second]
+    batches = GroupCommit(repository, patience_seconds=LATER)  # type: ignore[arg-type]
+    batches.start()
+    waiting = submit(batches, delivery(1))
+    await until(lambda: len(repository.accepts) == 1)
+    waiting += submit(batches, *[delivery(2) for _ in range(LARGE_ENOUGH - 1)])
+    await until(lambda: len(batches._queue) == LARGE_ENOUGH - 1)
+    assert len(repository.accepts) == 1
+    waiting += submit(batches, delivery(2))
+    await until(lambda: len(repository.accepts) == 2)
+    waiting += submit(batches, delivery(3))
+    await until(lambda: batches._queue)
+    first.open()
+    await until(lambda: len(repository.accepts) == 3)
+    second.open()
+    assert await outcomes(waiting) == [DONE] * len(waiting)
+    assert [len(ids) for ids in repository.ids()] == [1, LARGE_ENOUGH, 1]
+    await batches.stop()
 
 
 async def test_a_batch_is_bounded_by_bytes(repository: FakeRepository, batches: GroupCommit) -> None:

@@ -1,13 +1,15 @@
 """Group commit: requests that arrive together share one transaction.
 
 A flush runs in a task of its own, which no request's cancellation touches. While one is under way the next batch gathers, so a batch
-is as large as the database is slow. A flush that takes longer than usual (a long lock, a stalled connection) does not stop the next.
+is as large as the database is slow; once it is large enough it is sent along, so that the database works while requests are parsed.
+A flush that takes longer than usual (a long lock, a stalled connection) does not stop the next.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +29,10 @@ MOST_DELIVERIES = 500
 MOST_BYTES = 8 * 1024 * 1024
 MOST_WEIGHT = 3_000
 """Events and single registers of a batch; a delivery that has more is alone in its batch, and only stored in the first call."""
-PATIENCE_SECONDS = 0.01
-"""How long the next batch waits for the one under way."""
+LARGE_ENOUGH = 32
+"""Deliveries that need not wait for company: a larger batch saves the database little and keeps it idle meanwhile."""
+PATIENCE_SECONDS = 0.005
+"""How long a smaller batch waits for the one under way."""
 MOST_FLUSHES = 4
 SETTLE_LOCK_TIMEOUT_MS = 100
 """Shorter than the batch's own: what is in the way has been waited for once already."""
@@ -82,10 +86,12 @@ class Waiter:
 class GroupCommit:
     """The batches of one process."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._repository = repository
+        self._patience_seconds = patience_seconds
         self._queue: list[Waiter] = []
         self._filled = asyncio.Event()
+        self._ripe = asyncio.Event()
         self._flushes: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
         self._closing = False
@@ -98,6 +104,8 @@ class GroupCommit:
         timer = loop.call_at(deadline, waiter.expire)
         self._queue.append(waiter)
         self._filled.set()
+        if len(self._queue) >= LARGE_ENOUGH:
+            self._ripe.set()
         try:
             return await waiter.answer
         finally:
@@ -111,6 +119,7 @@ class GroupCommit:
         """Flush what waits, and end."""
         self._closing = True
         self._filled.set()
+        self._ripe.set()
         if self._runner:
             await self._runner
         await asyncio.gather(*self._flushes, return_exceptions=True)
@@ -118,23 +127,37 @@ class GroupCommit:
     async def _run(self) -> None:
         while self._queue or not self._closing:
             await self._filled.wait()
+            await self._ripen()
             batch = self._take()
             if not batch:
                 continue
             flush = asyncio.create_task(self._flush(batch))
             self._flushes.add(flush)
-            flush.add_done_callback(self._flushes.discard)
-            await asyncio.wait({flush}, timeout=PATIENCE_SECONDS)
+            flush.add_done_callback(self._flushed)
             while len(self._flushes) >= MOST_FLUSHES:
                 await asyncio.wait(self._flushes, return_when=asyncio.FIRST_COMPLETED)
 
+    async def _ripen(self) -> None:
+        """Let a small batch gather while a flush is under way, but not for long."""
+        if not self._flushes or self._closing or len(self._queue) >= LARGE_ENOUGH:
+            return
+        self._ripe.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience_seconds):
+                await self._ripe.wait()
+
+    def _flushed(self, flush: asyncio.Task[None]) -> None:
+        self._flushes.discard(flush)
+        self._ripe.set()
+
     def _take(self) -> list[Waiter]:
-        """Take the next batch, without those whose time is over or whose request is gone."""
+        """Take the next batch, without those whose time is over or whose request is gone; half of a long queue, to overlap."""
         size = weight = count = 0
+        most = min(MOST_DELIVERIES, max(LARGE_ENOUGH, len(self._queue) // 2))
         for waiter in self._queue:
             size += len(waiter.delivery.body)
             weight += waiter.delivery.weight
-            if count and (size > MOST_BYTES or weight > MOST_WEIGHT or count >= MOST_DELIVERIES):
+            if count and (size > MOST_BYTES or weight > MOST_WEIGHT or count >= most):
                 break
             count += 1
         batch = [waiter for waiter in self._queue[:count] if not waiter.answer.done()]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from amo_receiver.errors import BodyTooLarge, InvalidBody, RequestError, Unauthorized, Unavailable
 from amo_receiver.inbox.delivery import Headers
+from amo_receiver.inbox.effects import iso
 from amo_receiver.log import get_logger
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def envelope(status: str, message: str, processed: int = 0, problems: Sequence[P
 
 def timestamp() -> str:
     """Return the time in UTC to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return iso(int(time.time()))[:19] + "Z"
 
 
 class WebhookEndpoint:
