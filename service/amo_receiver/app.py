@@ -17,7 +17,7 @@ from amo_receiver.amocrm.fields import Mapping
 from amo_receiver.amocrm.form import Limits
 from amo_receiver.amocrm.keyring import Keyring, environment_source
 from amo_receiver.connection import BoundedConnection
-from amo_receiver.database import create_engine
+from amo_receiver.database import create_engine, span_attributes
 from amo_receiver.documentation import WebhookApp, document, error_handlers, page_router, webhook_routes
 from amo_receiver.errors import ConfigurationError
 from amo_receiver.health import Health, management_routes
@@ -29,6 +29,7 @@ from amo_receiver.inbox.repository import Repository
 from amo_receiver.inbox.service import Inbox, Reloadable
 from amo_receiver.log import configure, get_logger, set_level
 from amo_receiver.settings import Settings, check, load_settings
+from amo_receiver.telemetry.setup import set_up
 from amo_receiver.watch import KeyringDirectory, Watch
 from amo_receiver.worker.loop import poll
 from amo_receiver.worker.maintenance import prune
@@ -88,17 +89,21 @@ class Service:
             self.watch.add(directory.revision, lambda: self._reload_keyring(directory))
         if settings.mapping_file:
             self.watch.add(settings.mapping_file, self._reload_mapping)
-        self.engine = create_engine(settings.db_url.get_secret_value(), settings.db_pool_size)
+        url = settings.db_url.get_secret_value()
+        self.engine = create_engine(url, settings.db_pool_size)
+        self.telemetry = set_up(span_attributes(url))
+        tracing = self.telemetry.tracing
         self.current = Reloadable(load_keyring(settings, directory), load_mapping(settings))
         self.repository = Repository(
             self.engine,
             timeout_seconds=(settings.statement_timeout_ms + CALL_MARGIN_MS) / 1000,
             lock_timeout_ms=settings.statement_timeout_ms,
+            tracing=tracing,
         )
-        self.batches = GroupCommit(self.repository)
+        self.batches = GroupCommit(self.repository, tracing)
         self.quota = UnparsedQuota(settings.unparsed_quota_bytes)
-        self.journal = Journal(settings.log_deliveries_per_second)
-        self.inbox = Inbox(settings, self.current, self.batches, self.quota, self.journal)
+        self.journal = Journal(settings.log_deliveries_per_second, tracing)
+        self.inbox = Inbox(settings, self.current, self.batches, self.quota)
         self.health = Health(self.engine, self.current, schema.known_revisions(settings.migrations_dir))
         self._watch_level()
 
@@ -116,6 +121,7 @@ class Service:
 
     def start(self, *, accept: bool = True, worker: bool) -> None:
         """Begin to accept, to retry and prune (``worker``), or both."""
+        self.telemetry.start()
         self._spawn(self.watch.run(), "watch")
         self._schema = self._spawn(self.health.watch_schema(), "schema")
         if accept:
@@ -128,7 +134,7 @@ class Service:
     def _start_worker(self) -> None:
         settings = self.settings
         limits = Limits(settings.max_body_fields, settings.max_body_depth)
-        retry = Retry(self.repository, self.current, limits, settings.worker_batch_events)
+        retry = Retry(self.repository, self.current, limits, settings.worker_batch_events, telemetry=self.telemetry)
         self._poll("Worker", retry.run_due, settings.worker_poll_seconds)
         self._poll("Pruning", self._prune, PRUNE_SECONDS, at_once=False)
 
@@ -172,6 +178,7 @@ class Service:
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         self.journal.close()
         self.batches.failures.close()
+        await asyncio.to_thread(self.telemetry.stop)
         with suppress(TimeoutError):  # a server that neither answers nor hangs up would never let us go
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self.engine.dispose()

@@ -60,6 +60,13 @@ def connect_arguments(url: str) -> dict[str, Any]:
     return {"dsn": dsn, "timeout": timeout, "statement_cache_size": 0}
 
 
+def span_attributes(url: str) -> dict[str, str | int]:
+    """Return what spans say of the database: its server and name, never the user or password."""
+    parts = urlsplit(url)
+    named = {"server.address": parts.hostname, "server.port": parts.port, "db.namespace": parts.path.strip("/")}
+    return {name: value for name, value in named.items() if value}
+
+
 def connector(url: str, command_timeout_seconds: float | None) -> Callable[[], Awaitable[asyncpg.Connection]]:
     """Return a coroutine function that opens one asyncpg connection to ``url``."""
     settings = {"application_name": "amo-webhooks"}

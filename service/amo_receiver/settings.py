@@ -97,6 +97,12 @@ class Settings(BaseSettings):
         None, "Port for /livez, /readyz and /keyring; without it they are on the public one.", ge=1, le=65_535
     )
     management_host: str = _setting("0.0.0.0", "Address the management port listens on.")  # noqa: S104 - a pod's
+    notify_url: SecretStr = _setting(
+        NO_SECRET, "Who is told of dead letters and outages: addresses as Apprise writes them, separated by spaces or commas."
+    )
+    notify_interval_seconds: int = _setting(
+        900, "Shortest time between two notifications of one kind; what comes in between is counted.", ge=1, le=86_400
+    )
 
 
 def load_settings(dev: bool = False, **overrides: Any) -> Settings:
@@ -169,8 +175,11 @@ def _missing(settings: Settings) -> list[str]:
 
 
 def _secrets(settings: Settings) -> dict[str, str]:
-    """Return the secrets that are set, with the passwords of the database URLs in place of the URLs, by variable."""
-    values = {name: value.get_secret_value() for name, value in settings if isinstance(value, SecretStr)}
+    """Return the secrets that are set, with the passwords of the database URLs in place of the URLs, by variable.
+
+    NOTIFY_URL is none of them: where in its addresses the secrets stand, only Apprise knows.
+    """
+    values = {name: value.get_secret_value() for name, value in settings if isinstance(value, SecretStr) and name != "notify_url"}
     values |= {name: _password(values[name]) for name in ("db_url", "db_direct_url")}
     return {name.upper(): value for name, value in values.items() if value}
 

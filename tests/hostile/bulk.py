@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 from servers import connect
 
@@ -31,11 +31,11 @@ NUMBERED = f"""
     FROM (SELECT n, n / 2 AS k, {DEAD} AS dead FROM generate_series($1::bigint, $2::bigint) n) numbers
     CROSS JOIN LATERAL (SELECT now() - make_interval(days => ({AGE_DAYS})::int, secs => k::int % 80000) AS made_at) times"""
 EVENTS = """
-    INSERT INTO events (account_id, id, delivery_id, entity, action, entity_id, path, payload, occurred_at, received_at, state, effect,
-                        attempts, processed_at, last_error)
+    INSERT INTO events (account_id, id, delivery_id, entity, action, entity_id, path, payload, occurred_at, received_at, dedup, state,
+                        effect, attempts, processed_at, last_error)
     SELECT account_id, id, delivery_id, 'leads', 'update', (n + 1)::text, 'leads.update[0]',
            jsonb_build_object('id', (n + 1)::text, 'name', 'Квартира ' || n, 'last_modified', extract(epoch FROM made_at)::bigint::text),
-           date_trunc('second', made_at), made_at, CASE WHEN dead THEN 'dead' ELSE 'processed' END, CASE WHEN NOT dead THEN 'applied' END,
+           date_trunc('second', made_at), made_at, decode(md5(n::text), 'hex'), CASE WHEN dead THEN 'dead' ELSE 'processed' END, CASE WHEN NOT dead THEN 'applied' END,
            CASE WHEN dead THEN 3 ELSE 1 END, CASE WHEN NOT dead THEN made_at END, CASE WHEN dead THEN 'CheckViolationError 23514' END
     FROM numbered"""
 ATTEMPTS = """
@@ -53,7 +53,16 @@ ORPHANS = """
                 SELECT FROM deliveries d WHERE d.account_id = e.account_id AND d.id = e.delivery_id)) AS events,
            (SELECT count(*) FROM attempts a WHERE NOT EXISTS (
                 SELECT FROM events e WHERE e.account_id = a.account_id AND e.id = a.event_id)) AS attempts"""
-LONGEST_WAIT = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - waitstart)), 0)::float8 FROM pg_locks WHERE NOT granted"
+OLDEST = "SELECT DISTINCT ON (account_id) account_id, id FROM events WHERE state = 'processed' ORDER BY account_id, id"
+STILL_THERE = "SELECT count(*) FROM events WHERE account_id = ANY($1::text[]) AND id = ANY($2::uuid[])"
+LOCKS = """
+    SELECT (SELECT coalesce(max(extract(epoch FROM clock_timestamp() - waitstart)), 0)::float8 FROM pg_locks WHERE NOT granted) AS waited,
+           (SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'amo-webhooks') AS lasted,
+           ARRAY(SELECT DISTINCT l.mode FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                 WHERE a.datname = current_database() AND a.application_name = 'amo-webhooks' AND l.locktype = 'relation') AS modes"""
+HARMLESS = {"AccessShareLock", "RowShareLock", "RowExclusiveLock"}
+"""What statements about single rows take of a table; anything stronger keeps somebody waiting."""
 
 
 async def fill(url: str, count: int, say: Callable[[str], None]) -> None:
@@ -87,16 +96,23 @@ async def require_consistent(connection: asyncpg.Connection) -> None:
     assert tuple(orphans) == (0, 0), orphans
 
 
+async def first_is_gone(connection: asyncpg.Connection, oldest: list[asyncpg.Record]) -> None:
+    """Return when one of these events is deleted."""
+    accounts, ids = zip(*oldest, strict=True)
+    while await connection.fetchval(STILL_THERE, accounts, ids) == len(oldest):
+        await asyncio.sleep(0.005)
+
+
 class LockWatch:
-    """Looks at who waits for a lock, and remembers the longest wait it saw."""
+    """Looks at the locks of the service and its commands, and remembers the longest wait, the longest transaction, and every kind."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._task: asyncio.Task[None] | None = None
-        self.longest_seconds = 0.0
-        self.looks = 0
+        self.waited_seconds = self.lasted_seconds = 0.0
+        self.modes: set[str] = set()
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._watch())
         return self
 
@@ -108,9 +124,14 @@ class LockWatch:
     async def _watch(self) -> None:
         async with connect(self._url) as connection:
             while True:
-                self.longest_seconds = max(self.longest_seconds, await connection.fetchval(LONGEST_WAIT))
-                self.looks += 1
+                waited, lasted, modes = await connection.fetchrow(LOCKS)
+                self.waited_seconds = max(self.waited_seconds, waited)
+                self.lasted_seconds = max(self.lasted_seconds, lasted)
+                self.modes |= set(modes)
                 await asyncio.sleep(0.02)
+
+    def __str__(self) -> str:
+        return f"longest wait for a lock {self.waited_seconds * 1000:.0f} ms, longest transaction {self.lasted_seconds * 1000:.0f} ms"
 
 
 class Stopwatch:

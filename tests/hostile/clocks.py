@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 NAME = "faketime/libfaketimeMT.so.1"
+INSTALL = "apt-get install -y -q faketime || (apt-get update -q && apt-get install -y -q faketime)"
 
 
 @cache
@@ -17,7 +18,7 @@ def library() -> Path | None:
     found = _find()
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "install", "-y", "-q", "faketime"], env=environment, capture_output=True, check=False)
+        subprocess.run(["sh", "-c", INSTALL], env=environment, capture_output=True, check=False)
         found = _find()
     return found
 

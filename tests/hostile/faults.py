@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from servers import ServiceProcess
 
 OFFSETS = (-7200, 300, 0)
+LONG_SECONDS = 7.0
+"""Longer than the five seconds after which an event is due again, so that another worker takes what a stopped one holds."""
 BACKENDS = (
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
 )
@@ -46,12 +48,12 @@ class Place:
     pick: random.Random
 
     def slight(self) -> list[Fault]:
-        """Return the faults of single processes, any two of which may happen at once: stopped 0.5–3 s, locked 1–4 s."""
+        """Return the faults of single processes, any two of which may happen at once."""
         return [
             ("kill -9 of a service", lambda: self._killed(self.services)),
             ("kill -9 of a worker", lambda: self._killed(self.workers)),
-            ("service stopped", lambda: self._stopped(self.pick.choice(self.services))),
-            ("worker stopped", lambda: self._stopped(self.pick.choice(self.workers))),
+            ("service stopped", lambda: self._stopped(self.pick.choice(self.services), LONG_SECONDS)),
+            ("worker stopped", lambda: self._stopped(self.pick.choice(self.workers), LONG_SECONDS)),
             ("locks on hot cards", self._locked),
             *([("clock stepped", self._clock_stepped)] if self.clocks else []),
         ]
@@ -59,7 +61,7 @@ class Place:
     def grave(self) -> list[Fault]:
         """Return the faults of what everybody needs."""
         return [
-            ("pooler stopped", lambda: self._stopped(self.pgbouncer)),
+            ("pooler stopped", lambda: self._stopped(self.pgbouncer, 3)),
             ("pooler restarted", lambda: asyncio.to_thread(self.pgbouncer.restart)),
             ("kill -9 of the pooler", lambda: self._killed([self.pgbouncer])),
             ("Postgres backend stopped", self._backend_stopped),
@@ -74,24 +76,22 @@ class Place:
         await asyncio.sleep(pause)
         await asyncio.to_thread(child.start)
 
-    async def _stopped(self, child: Child) -> None:
+    async def _stopped(self, child: Child, longest: float) -> None:
+        seconds = self.pick.uniform(0.5, longest)
         child.pause()
         try:
-            await asyncio.sleep(self.pick.uniform(0.5, 3))
+            await asyncio.sleep(seconds)
         finally:
             child.resume()
 
     async def _backend_stopped(self) -> None:
         async with connect(self.database_url) as connection:
             pids = [row["pid"] for row in await connection.fetch(BACKENDS + " ORDER BY pid")]
-        seconds = self.pick.uniform(0.5, 3)
-        pid = self.pick.choice(pids) if pids else 0
+        pid = self.pick.choice(pids)
         with suppress(ProcessLookupError):
-            if pid:
-                os.kill(pid, signal.SIGSTOP)
-            await asyncio.sleep(seconds)
-            if pid:
-                os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(self.pick.uniform(0.5, 3))
+            os.kill(pid, signal.SIGCONT)
 
     async def _restarted(self, mode: StopMode) -> None:
         pause = self.pick.uniform(0, 2)
@@ -101,7 +101,7 @@ class Place:
 
     async def _locked(self) -> None:
         cards = self.pick.sample(HOT_CARDS, 5)
-        seconds = self.pick.uniform(1, 4)
+        seconds = self.pick.uniform(1, LONG_SECONDS)
         started = time.monotonic()
         with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):  # Postgres may be restarted meanwhile
             async with connect(self.database_url) as holder, holder.transaction():

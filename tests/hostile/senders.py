@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 2.0
 TRIES = 4
 REPEAT_SECONDS = (0.2, 1.5)
-NO_ANSWER = "no answer"
+CUT_OFF = "cut off"
+LATE = "late"
 Lines = dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]]
 """One sender's connections by service."""
 
 
 class Answer(NamedTuple):
-    """What a try came to: ``status`` is what was answered or that nothing was, times are monotonic."""
+    """What a try came to: ``status`` is what was answered, or why nothing was; times are monotonic."""
 
     post: Post
     service: int
@@ -81,9 +82,9 @@ class Senders:
             writer.write(post.request())
             async with asyncio.timeout(PATIENCE_SECONDS):
                 code, _ = await read_answer(reader)
-        except (OSError, EOFError, TimeoutError):
+        except (OSError, EOFError) as error:  # TimeoutError is an OSError
             _drop(service, lines)
-            return Answer(post, service, sent_at, time.monotonic(), NO_ANSWER)
+            return Answer(post, service, sent_at, time.monotonic(), LATE if isinstance(error, TimeoutError) else CUT_OFF)
         return Answer(post, service, sent_at, time.monotonic(), code)
 
     async def _line(self, service: int, lines: Lines) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

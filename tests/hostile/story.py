@@ -81,6 +81,20 @@ class Ending:
         """Return what of these deliveries is not stored."""
         return {serial for post in posts for serial in post.serials} - self.serials
 
+    def described(self, acknowledged: Iterable[Post]) -> str:
+        """Return in one phrase how many changes there are, and how they came here."""
+        known = {serial for post in acknowledged for serial in post.serials}
+        late = sum(event["applied"] for event in self._events)
+        return (
+            f"{len(self._story.changes)} changes told, {len(self.serials)} stored, {len(self.serials - known)} of them never acknowledged; "
+            f"{len(self._events)} events, {late} of them applied by a worker"
+        )
+
+    def seconds_apart(self) -> float:
+        """Return how far apart the clocks were by which the events were received."""
+        times = [event["received_at"] for event in self._events]
+        return float((max(times) - min(times)).total_seconds())
+
     def require_each_applied_once(self) -> None:
         """Require that no event is pending, dead, applied by two attempts, or, if it has a time, stored twice."""
         open_ones = [(event["id"], event["state"], event["last_error"]) for event in self._events if event["state"] != "processed"]

@@ -15,20 +15,21 @@ import pytest
 from rich.table import Table
 
 from hostile.clocks import Clock, library
-from hostile.faults import Place
-from hostile.senders import NO_ANSWER, Senders
+from hostile.faults import OFFSETS, Place
+from hostile.senders import CUT_OFF, LATE, Senders
 from hostile.story import Ending, Story
-from hostile.watched import STUMBLES
+from hostile.watched import MOST_MIB, STUMBLES, resident_mib
 from servers import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from amo_receiver.embedded import EmbeddedPostgres
     from hostile.faults import Fault
     from hostile.report import Report
     from hostile.senders import Answer
+    from integration.load import Post
     from pooler import PgBouncer
     from servers import Services
 
@@ -65,10 +66,11 @@ class Siege:
     ordeals: list[Ordeal] = field(default_factory=list)
 
     async def rage(self) -> None:
-        """Draw faults until the time is over; the next one waits until every service has accepted again."""
+        """Draw faults until the time is over and there was each; the next one waits until every service has accepted again."""
         deck = self._deck()
         ends_at = time.monotonic() + SECONDS
-        while time.monotonic() < ends_at:
+        fewest = len(self.place.slight() + self.place.grave())
+        while time.monotonic() < ends_at or len(self.ordeals) < fewest:
             await asyncio.sleep(self.place.pick.uniform(0.3, 1.5))
             faults = next(deck)
             ordeal = Ordeal(tuple(name for name, _ in faults), time.monotonic())
@@ -97,7 +99,7 @@ class Siege:
     def table(self, ending: Ending) -> Table:
         """Return what each fault cost; of two at once, both are told all."""
         table = Table(title=f"A siege of {SECONDS:.0f} s, HOSTILE_SEED={SEED}")
-        for heading in ("fault", "count", "requests", "503", NO_ANSWER, "other", "2xx but lost", "recovery s", "most"):
+        for heading in ("fault", "count", "requests", "503", CUT_OFF, LATE, "other", "2xx but lost", "recovery s", "most"):
             table.add_column(heading, justify="left" if heading == "fault" else "right")
         names = sorted({name for ordeal in self.ordeals for name in ordeal.faults})
         for name in names:
@@ -113,9 +115,14 @@ class Siege:
 
 def _cells(answers: list[Answer], ending: Ending) -> list[str]:
     codes = Counter(answer.status for answer in answers)
-    other = sum(count for code, count in codes.items() if code not in (200, 503, NO_ANSWER))
-    lost = ending.lost(answer.post for answer in answers if answer.status == 200)
-    return [str(len(answers)), str(codes[503]), str(codes[NO_ANSWER]), str(other), str(len(lost))]
+    known = (503, CUT_OFF, LATE)
+    other = sum(count for code, count in codes.items() if code not in (200, *known))
+    return [str(len(answers)), *(str(codes[code]) for code in known), str(other), str(len(ending.lost(acknowledged(answers))))]
+
+
+def acknowledged(answers: Iterable[Answer]) -> Iterator[Post]:
+    """Yield the deliveries that were answered 2xx."""
+    return (answer.post for answer in answers if answer.status == 200)
 
 
 async def besiege(place: Place, senders: Senders, report: Report) -> Siege:
@@ -152,7 +159,7 @@ async def test_nothing_acknowledged_is_lost_in_a_siege(
     services: Services, pgbouncer: PgBouncer, postgres: EmbeddedPostgres, pooled_url: str, database_url: str, tmp_path: Path, report: Report
 ) -> None:
     """Every 2xx is stored, every stored event applied once and none given up, and the rows are what the events make."""
-    report.say(f"HOSTILE_SEED={SEED}" + ("" if library() else "; clocks are not stepped: libfaketime cannot be had"))
+    report.say(f"HOSTILE_SEED={SEED}" + ("" if library() else "; not run: clock steps, because libfaketime is not installed and cannot be"))
     place = await asyncio.to_thread(placed, services, pgbouncer, postgres, pooled_url, database_url, tmp_path)
     story = Story(SEED)
     senders = Senders(story, [service.url for service in place.services], SEED, PER_SECOND)
@@ -162,15 +169,15 @@ async def test_nothing_acknowledged_is_lost_in_a_siege(
     async with connect(database_url) as connection:
         ending = await Ending.read(connection, story)
         report.show(siege.table(ending))
-        report.say(
-            f"{len(story.changes)} changes told, {len(ending.serials)} of them stored, {senders.given_up} deliveries given up by their sender"
-        )
-        assert {answer.status for answer in senders.answers} <= {200, 503, NO_ANSWER}
-        lost = ending.lost(answer.post for answer in senders.answers if answer.status == 200)
+        report.say(f"{ending.described(acknowledged(senders.answers))}; {senders.given_up} deliveries given up by their sender")
+        assert {answer.status for answer in senders.answers} <= {200, 503, CUT_OFF, LATE}
+        lost = ending.lost(acknowledged(senders.answers))
         assert not lost, f"acknowledged and not stored: {sorted(lost)[:10]}"
         ending.require_each_applied_once()
+        assert not place.clocks or ending.seconds_apart() > max(OFFSETS) - min(OFFSETS), "no clock was stepped"
         await ending.require_rows_of(connection)
     for process in (*place.services, *place.workers):
         assert process.process.poll() is None
+        assert resident_mib(process) <= MOST_MIB
         lines = process.log_path.read_text(errors="replace").splitlines()
         assert not [line for line in lines if any(word in line for word in STUMBLES if word != "ERROR")]

@@ -41,11 +41,16 @@ HALVES = (
 
 
 async def require_ignored(watched: Watched, *parts: bytes, statuses: frozenset[int] = frozenset({400})) -> None:
-    """Send what is no good request and hang up; it is answered with one of these, or the connection is closed."""
+    """Send what is no good request: answered with one of these or by hanging up, it leaves nothing behind."""
+    before = stored(watched)
     async with connected(watched.url) as wire:
-        await wire.send(*parts)
-        wire.end_sending()
-        assert {reply.status for reply in await wire.answers()} <= statuses
+        assert {*await wire.converse(*parts)} <= {*statuses, 404}
+    assert stored(watched) == before
+
+
+def stored(watched: Watched) -> int:
+    """Return how many deliveries there are."""
+    return int(run_sql(watched.database_url, "SELECT count(*) FROM deliveries")[0][0])
 
 
 async def test_the_pages_are_answered_however_many_ask_first(watched: Watched) -> None:
@@ -87,7 +92,7 @@ async def test_a_body_that_dribbles_past_the_budget_is_answered_503(watched: Wat
 @pytest.mark.parametrize("path", [TOKEN_PATH, PATH + "/wrong", PATH, "/api/webhooks/amo/health", "/"])
 async def test_a_sender_that_hangs_up_halfway_leaves_nothing_behind(watched: Watched, path: str) -> None:
     """Half a head or half a body, closed gently or not: nothing of it is stored."""
-    before = run_sql(watched.database_url, "SELECT count(*) FROM deliveries")[0][0]
+    before = stored(watched)
     request = whole(good_body(), path=path)
     for end in range(0, len(request), 40):
         wire = await Wire.to(watched.url)
@@ -97,7 +102,7 @@ async def test_a_sender_that_hangs_up_halfway_leaves_nothing_behind(watched: Wat
             await wire.answers()
         await wire.close()
     assert post(watched.url, good_body())[0] == 200
-    assert run_sql(watched.database_url, "SELECT count(*) FROM deliveries")[0][0] == before + 1
+    assert stored(watched) == before + 1
 
 
 @pytest.mark.parametrize(
@@ -125,9 +130,7 @@ async def test_what_follows_a_body_that_is_longer_than_declared_is_no_request(wa
     """The declared part is a delivery of its own and the rest is refused; nothing is guessed."""
     body = good_body()
     async with connected(watched.url) as wire:
-        await wire.send(head(len(body) - 10) + body)
-        wire.end_sending()
-        assert {reply.status for reply in await wire.answers()} <= {200, 400}
+        assert {*await wire.converse(head(len(body) - 10) + body)} <= {200, 400}
 
 
 async def test_a_body_shorter_than_declared_is_answered_503_in_time(watched: Watched) -> None:
@@ -268,14 +271,12 @@ async def test_who_stops_halfway_is_hung_up_on_and_who_goes_on_is_not(watched: W
         await closed
 
 
-@pytest.mark.parametrize("count", [100, 10_000, 100_000])
-async def test_many_headers_are_taken_or_refused(watched: Watched, count: int) -> None:
-    """However many there are, they cost no more than their bytes."""
+@pytest.mark.parametrize(("count", "answers"), [(100, [[200, 404]]), (10_000, [[431], []]), (100_000, [[431], []])])
+async def test_many_headers_are_taken_or_refused(watched: Watched, count: int, answers: list[list[int]]) -> None:
+    """However many there are, they cost no more than their bytes, and who sends too many is told so or hung up on."""
     lines = [f"X-{number}: {number}" for number in range(count)]
     async with connected(watched.url) as wire:
-        await wire.send(whole(good_body(), *lines))
-        wire.end_sending()
-        assert {reply.status for reply in await wire.answers()} <= {200, 400, 431}
+        assert await wire.converse(whole(good_body(), *lines)) in answers
 
 
 @pytest.mark.parametrize("size", [8_000, 1_000_000, 100_000_000])
@@ -291,10 +292,7 @@ async def test_a_very_long_head_is_refused(watched: Watched, place: str, size: i
     }[place]
     piece = b"a" * min(size, MIB)
     async with connected(watched.url) as wire:
-        replies = asyncio.create_task(wire.answers())
-        await wire.send(before, *(piece for _ in range(size // len(piece))), after)
-        wire.end_sending()
-        assert {reply.status for reply in await replies} <= {200, 400, 401, 404, 405, 414, 431}
+        assert {*await wire.converse(before, *(piece for _ in range(size // len(piece))), after)} <= {200, 400, 401, 404, 405, 414, 431}
 
 
 async def test_http_1_0_is_answered_and_closed(watched: Watched) -> None:
@@ -323,9 +321,7 @@ async def test_expect_100_continue_is_answered_before_the_body_comes(watched: Wa
 async def test_methods_other_than_post_store_nothing(watched: Watched, method: str, path: str) -> None:
     """Known ones are answered 405, unknown ones 400."""
     async with connected(watched.url) as wire:
-        await wire.send(head(0, path=path, method=method))
-        wire.end_sending()
-        assert {reply.status for reply in await wire.answers()} <= {400, 404, 405}
+        assert {*await wire.converse(head(0, path=path, method=method))} <= {400, 404, 405}
 
 
 @pytest.mark.parametrize(
@@ -352,9 +348,8 @@ async def test_strange_headers_are_taken_or_refused(watched: Watched, lines: tup
     """What is accepted is a delivery like any other, what is not is answered 400."""
     body = good_body()
     async with connected(watched.url) as wire:
-        await wire.send(head(len(body), *lines).decode().encode("latin-1") + body)
-        wire.end_sending()
-        assert {reply.status for reply in await wire.answers()} <= {200, 400}
+        answers = await wire.converse(head(len(body), *lines).decode().encode("latin-1") + body)
+        assert answers in ([200, 404], [200], [400], [])
 
 
 async def test_an_offered_upgrade_is_ignored(watched: Watched) -> None:

@@ -14,6 +14,7 @@ from factories import form_body, lead
 from integration.load import FORM, TOKEN_PATH
 
 if TYPE_CHECKING:
+    from children import Child
     from servers import ServiceProcess
 
 MOST_MIB = 160
@@ -40,6 +41,11 @@ def post(url: str, body: bytes, path: str = TOKEN_PATH, headers: dict[str, str] 
         connection.close()
 
 
+def resident_mib(process: Child) -> float:
+    """Return the resident memory of a process now."""
+    return float(psutil.Process(process.pid).memory_info().rss) / 1024 / 1024
+
+
 class Watched:
     """A service that is looked after, and the direct URL of its database; ``expected`` names what it may log as an error."""
 
@@ -58,7 +64,7 @@ class Watched:
 
     def rss_mib(self) -> float:
         """Return its resident memory now."""
-        return float(psutil.Process(self.service.pid).memory_info().rss) / 1024 / 1024
+        return resident_mib(self.service)
 
     def has_grown(self) -> bool:
         """Tell whether its memory has grown by as much as is worth a line."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 40.0
 """Nothing here may take longer: an answer this late is a hang."""
+
+FAREWELL = b"GET /farewell HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
 
 class Reply(NamedTuple):
@@ -86,12 +89,21 @@ class Wire:
         await self.send(request)
         return await self.answer()
 
-    async def hung_up(self) -> None:
-        """Return when the other side has closed the connection, whatever it says before."""
+    async def converse(self, *parts: bytes) -> list[int]:
+        """Send, say goodbye, and return the statuses of all answers; the goodbye's, a 404, is the last unless it was taken for a body."""
+        sending = asyncio.create_task(self.send(*parts, FAREWELL))
+        said = await self.hung_up()
+        await sending
+        return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", said)]
+
+    async def hung_up(self) -> bytes:
+        """Return what the other side says until it closes the connection."""
+        said = bytearray()
         with suppress(ConnectionError):
             async with asyncio.timeout(PATIENCE_SECONDS):
-                while await self._reader.read(65_536):
-                    pass
+                while piece := await self._reader.read(65_536):
+                    said += piece
+        return bytes(said)
 
     def end_sending(self) -> None:
         """Say that nothing more will come, and keep listening."""

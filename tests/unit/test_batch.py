@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from itertools import chain
 
 import pytest
 from asyncpg import exceptions as pg
 
-from amo_receiver.database import DatabaseTimeout
+from amo_receiver.database import DatabaseTimeout, describe
 from amo_receiver.errors import Problem
 from amo_receiver.inbox.batch import LARGE_ENOUGH, MOST_BYTES, MOST_DELIVERIES, MOST_FLUSHES, MOST_WEIGHT, GroupCommit, Outcome
 from amo_receiver.inbox.delivery import UNPARSED
@@ -28,6 +29,12 @@ from fake_repository import (
     submit,
     until,
 )
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, dict[str, object]]]:
+    """Return level, message and pairs of each line."""
+    return [(record.levelname, record.message, vars(record)["fields"]) for record in caplog.records]
+
 
 # Sharing a transaction
 
@@ -75,8 +82,9 @@ async def test_no_more_calls_than_connections_can_bear(repository: FakeRepositor
     late = await outcomes(submit(batches, delivery(8), delivery(9), within=SOON))
     assert late == ["The database did not answer in time."] * 2
     assert len(repository.accepts) == MOST_FLUSHES
-    await held.end()
+    held.gates[0].open()
     assert await outcomes(submit(batches, delivery(10))) == [DONE]
+    await held.end()
 
 
 async def test_a_batch_is_bounded_by_count(repository: FakeRepository, batches: GroupCommit) -> None:
@@ -156,7 +164,10 @@ async def test_stopping_commits_what_waits(repository: FakeRepository) -> None:
     await until(lambda: repository.accepts)
     second = submit(batches, delivery(2))
     stopping = asyncio.create_task(batches.stop())
-    await asyncio.sleep(0)
+    await until(second[0].done)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not stopping.done()
     gate.open()
     await stopping
     assert [task.done() for task in first + second] == [True, True]
@@ -280,11 +291,33 @@ async def test_trouble_of_the_database_is_unknown_for_the_whole_batch(
     repository.on_accept = list(errors)
     assert await outcomes(submit(batches, delivery(1), delivery(2))) == ["The database is not available."] * 2
     assert len(repository.accepts) == calls
-    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert record.message == "Batch not stored"
-    assert type(errors[-1]).__name__ in str(vars(record))
-    assert "Иван" not in str(vars(record))
+    fields = {"deliveries": 2, "error": describe(errors[-1]), "error_type": type(errors[-1]).__name__}
+    assert logged(caplog) == [("ERROR", "Batch not stored", fields)]
     assert await outcomes(submit(batches, delivery(3))) == [DONE]
+
+
+async def test_an_outage_does_not_fill_the_log(repository: FakeRepository, caplog: pytest.LogCaptureFixture) -> None:
+    """Of the batches that fail within a second one is written down, and how many others there were."""
+    began = time.monotonic()
+    batches = GroupCommit(repository)  # type: ignore[arg-type]
+    batches.start()
+    for _ in range(50):
+        repository.on_accept = [pg.TooManyConnectionsError("x")]
+        await outcomes(submit(batches, delivery(1)))
+    batches.failures.close()
+    await batches.stop()
+    seconds = 1 + int(time.monotonic() - began)
+    assert 1 <= caplog.messages.count("Batch not stored") <= seconds
+    assert all(record.levelname == "ERROR" for record in caplog.records)
+    assert len(caplog.messages) > caplog.messages.count("Batch not stored")
+
+
+async def test_what_was_too_heavy_for_the_first_try_is_so_for_the_second(repository: FakeRepository, batches: GroupCommit) -> None:
+    """After a lost connection, too, it is only stored first; what is light is applied at once."""
+    for number, sent in enumerate((delivery(*range(1, MOST_WEIGHT // 2 + 2)), delivery(1))):
+        repository.on_accept = [ConnectionResetError(), NOT_APPLIED]
+        assert await outcomes(submit(batches, sent)) == [Outcome(len(sent.events), [])]
+        assert repository.applied[number * 2 :] == [number == 1] * 2
 
 
 async def test_the_second_try_may_find_the_first_one_committed(repository: FakeRepository, batches: GroupCommit) -> None:
@@ -314,7 +347,8 @@ async def test_the_offender_is_found_and_stored_as_a_raw_body(
     assert (kept.events[0].entity, str(kept.events[0].problem), kept.events[0].row) == (UNPARSED, reason, None)
     stored = [ids for ids, deliveries in zip(repository.ids(), repository.accepts, strict=True) if not repository.refuse(deliveries)]
     assert sorted(chain(*stored)) == sorted(each.id for each in sent)
-    assert [record.message for record in caplog.records] == ["Delivery not storable as events"]
+    fields = {"delivery_id": sent[3].id, "error_type": type(offence).__name__}
+    assert logged(caplog) == [("ERROR", "Delivery not storable as events", fields)]
 
 
 async def test_two_offenders_are_both_found(repository: FakeRepository, batches: GroupCommit) -> None:
@@ -326,12 +360,16 @@ async def test_two_offenders_are_both_found(repository: FakeRepository, batches:
     assert [isinstance(result, Outcome) and result.processed for result in results] == [0, 1, 1, 1, 1, 1, 0]
 
 
-async def test_what_is_refused_even_as_a_raw_body_takes_nobody_with_it(repository: FakeRepository, batches: GroupCommit) -> None:
-    """Such a delivery alone is answered 503; the others of its batch are stored."""
+async def test_what_is_refused_even_as_a_raw_body_takes_nobody_with_it(
+    repository: FakeRepository, batches: GroupCommit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a delivery alone is answered 503, and the log names it; the others of its batch are stored."""
     sent = [delivery(1), delivery(2), delivery(3)]
     repository.refuse = lambda given: OFFENCES[1] if any(each.id == sent[0].id for each in given) else None
     results = await outcomes(submit(batches, *sent))
     assert results == ["The database refused the delivery.", DONE, DONE]
+    fields = {"delivery_id": sent[0].id, "error_type": type(OFFENCES[1]).__name__}
+    assert logged(caplog)[1:] == [("ERROR", "Delivery not storable at all", fields)]
 
 
 async def test_trouble_amid_the_search_leaves_what_is_stored(repository: FakeRepository, batches: GroupCommit) -> None:

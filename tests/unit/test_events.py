@@ -177,6 +177,12 @@ def test_a_body_without_any_event_in_its_place_is_unparsable(document: dict[str,
 def test_what_stands_beside_events_is_passed_over() -> None:
     """A body with events may have other keys, which are none."""
     assert len(read({"leads": {"add": [lead()], "x": "y"}, "z": "1", "w": ["1"]})) == 1
+    assert len(read({"w": ["1"], "leads": {"x": "y", "add": [lead()]}})) == 1
+
+
+def test_the_account_block_is_no_event() -> None:
+    """Whatever stands in it, also in the shape of one."""
+    assert read({"account": {"add": [{"id": 1}]}}) == []
 
 
 @pytest.mark.parametrize(
@@ -186,6 +192,7 @@ def test_what_stands_beside_events_is_passed_over() -> None:
         ({"leads": {"delete": "12345"}}, [Problem("leads.delete", NO_LIST)]),
         ({"contacts": {"update": {"0": "x"}}}, [Problem("contacts.update", NO_LIST)]),
         ({"leads": {"add": 0}}, [Problem("leads.add", NO_LIST)]),
+        ({"leads": {"add": "x", "update": [{"id": 1}]}}, [Problem("leads.add", NO_LIST), None]),
         ({"leads": {"add": [{"id": 1}, "x", None, []]}}, [None, *(Problem(f"leads.add[{n}]", NO_OBJECT) for n in (1, 2, 3))]),
         ({"leads": {"add": {"0": {"id": 1}, "x": "y"}}}, [None, Problem("leads.add[1]", NO_OBJECT)]),
         ({"leads": {"add": [{"id": 1}, {"name": "x"}]}}, [None, Problem("leads.add[1].id", "is missing")]),
@@ -198,6 +205,14 @@ def test_what_stands_beside_events_is_passed_over() -> None:
 def test_an_unusable_item_says_what_is_wrong_and_where(document: dict[str, Any], expected: list[Problem | None]) -> None:
     """Only events that change a card can be unusable; the others of the body stay good."""
     assert problems(document) == expected
+
+
+def test_an_unusable_item_keeps_what_was_sent() -> None:
+    """The dead event can be found by its place, entity and action, and shows what stood there instead of an item."""
+    in_list, instead_of_list = Problem("leads.add[0]", NO_OBJECT), Problem("leads.add", NO_LIST)
+    assert read({"leads": {"add": ["x"]}}) == [Item("leads.add[0]", "leads", "add", "", None, None, {"value": "x"}, in_list)]
+    assert read({"leads": {"add": {"id": 1}}}) == [Item("leads.add", "leads", "add", "", None, None, {"value": {"id": 1}}, instead_of_list)]
+    assert read({"task": {"add": ["x"]}}) == [Item("task.add[0]", "task", "add", "", None, None, {"value": "x"})]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +243,7 @@ def test_ids_that_fit_are_good(identity: Any) -> None:
         ("leads", "note", {"note": {"id": 4, "element_id": 10}}, "10"),
         ("leads", "note", {"id": 4, "element_id": 10}, "10"),
         ("contacts", "note", {"note": {"id": 4}, "element_id": 10}, ""),
+        ("leads", "add", {"id": 1, "note": {"id": 4, "element_id": 10}}, "1"),
         ("task", "add", "x", ""),
     ],
 )
@@ -466,6 +482,18 @@ def test_what_replaces_the_unstorable() -> None:
         "c": [str(-(2**70)), 2**63 - 1],
         "d": [True, None, 1.5],
     }
+
+
+def test_whole_numbers_of_64_bits_stay_numbers() -> None:
+    """Also beside something that must be replaced."""
+    numbers = [0, -(2**63) + 1, 2**63, 2**64 - 2]
+    assert storable({"a": "\0", "b": numbers})[0]["b"] == numbers
+
+
+@pytest.mark.parametrize(("value", "kept"), [("a\0b", "a\ufffdb"), ("ж\0😀", "ж\ufffd😀"), ("ж\ud800", "ж\ufffd\ufffd\ufffd")])
+def test_what_replaces_the_unstorable_in_a_text(value: str, kept: str) -> None:
+    """One replacement character for a NUL, whatever stands beside it, and three for a lone surrogate's three bytes."""
+    assert storable_text(value) == kept
 
 
 @EASY

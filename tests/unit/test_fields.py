@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from amo_receiver.amocrm.fields import INT64_MAX, MAPPABLE, Mapping, Writes, integer, number, read_fields, text
 from amo_receiver.amocrm.form import decode
 from amo_receiver.errors import ConfigurationError
-from factories import body, contact_v4, custom_field, custom_field_v4, lead, lead_v4
+from factories import body, contact, contact_v4, custom_field, custom_field_v4, lead, lead_v4
 
 SHIPPED = Mapping.parse((files("amo_receiver") / "mapping.toml").read_text("utf-8"))
 EASY = settings(max_examples=100, deadline=None)
@@ -132,6 +132,14 @@ def test_an_id_wins_over_a_code_and_a_code_over_a_name(fields: list[dict[str, An
     assert of_lead(with_fields(*fields), Mapping.parse(MINE)).columns == {"utm_source": value}
 
 
+def test_a_match_says_how_sure_it_is() -> None:
+    """By id is the best, then by code, then by name."""
+    mapping = Mapping.parse(MINE).for_account("")
+    matches = [mapping.column("leads", *field) for field in (("10", None, None), ("1", "source_code", None), ("1", None, "ИСТОЧНИК"))]
+    assert matches == [(rank, "utm_source") for rank in (0, 1, 2)]
+    assert mapping.column("leads", "1", "x", "x") is None
+
+
 def test_one_name_may_stand_without_a_list() -> None:
     """A single id, code or name needs no brackets."""
     columns = of_lead(with_fields(custom_field(11, "a"), custom_field(1, "b", code="term")), Mapping.parse(MINE)).columns
@@ -152,25 +160,33 @@ def test_an_account_s_own_table_replaces_key_by_key() -> None:
     assert read_fields("contacts", other, own).columns == {"phone": "+7"}
 
 
+ONLY_PHONES = "only phone, email"
+
+
 @pytest.mark.parametrize(
-    "written",
+    ("written", "reason"),
     [
-        "[leads.fields]\nphone = 1",
-        "[contacts.fields]\nutm_source = 1",
-        "[leads.fields]\nname = 1",
-        "[accounts.1.leads.fields]\nprice = 1",
-        "[leads.fields]\nutm_source = 1.5",
-        "leads = 1",
-        "accounts = 1",
-        "[accounts]\n1 = 2",
-        "[leads]\nstatus = 'x'",
-        "[leads",
-        "\0",
+        ("[leads.fields]\nphone = 1", f"leads has no column 'phone' for a custom field, only {', '.join(MAPPABLE['leads'])}"),
+        ("[contacts.fields]\nutm_source = 1", f"contacts has no column 'utm_source' for a custom field, {ONLY_PHONES}"),
+        ("[leads.fields]\nname = 1", f"leads has no column 'name' for a custom field, only {', '.join(MAPPABLE['leads'])}"),
+        ("[accounts.1.contacts.fields]\nprice = 1", f"contacts has no column 'price' for a custom field, {ONLY_PHONES}"),
+        ("[leads.fields]\nutm_source = 1.5", "leads.fields.utm_source must be ids, codes or names"),
+        ("[leads.fields]\nutm_source = [1, true]", "leads.fields.utm_source must be ids, codes or names"),
+        ("leads = 1", "leads must be a table"),
+        ("contacts = 1", "contacts must be a table"),
+        ("accounts = 1", "accounts must be a table"),
+        ("[accounts]\n1 = 2", "accounts.1 must be a table"),
+        ("[leads]\nstatus = 'x'", "leads.status must be a table"),
+        ("[leads]\nfields = 1", "leads.fields must be a table"),
+        ("[contacts]\nfields = []", "contacts.fields must be a table"),
+        ("[accounts.1.contacts]\nfields = 1", "contacts.fields must be a table"),
+        ("[leads", r"Expected .*"),
+        ("\0", r"Invalid .*"),
     ],
 )
-def test_an_unusable_mapping_says_so(written: str) -> None:
+def test_an_unusable_mapping_says_so(written: str, reason: str) -> None:
     """Whatever is wrong with the file is one sentence of configuration trouble, never a crash."""
-    with pytest.raises(ConfigurationError, match=r"The mapping file is not usable: .*\."):
+    with pytest.raises(ConfigurationError, match=rf"^The mapping file is not usable: {reason}\.$"):
         Mapping.parse(written)
 
 
@@ -235,6 +251,17 @@ def test_only_what_is_named_is_written() -> None:
     assert of_contact({"name": "", "responsible_user_id": None}).columns == {"name": None, "responsible_user_id": None}
 
 
+def test_a_contact_as_amocrm_sends_it() -> None:
+    """Name, type and whoever is responsible, with the phone and the address out of its custom fields."""
+    assert of_contact(contact()).columns == {
+        "name": "Иван Тестовый",
+        "type": "contact",
+        "responsible_user_id": 500001,
+        "phone": "+70000000001",
+        "email": "ivan@example.test",
+    }
+
+
 def test_a_contact_and_a_company() -> None:
     """Companies arrive as contacts; any type but company is a contact, and a type that is not named is not written."""
     assert of_contact(payload_of("contacts-add-company.form", "contacts", "add")).columns["type"] == "company"
@@ -268,6 +295,13 @@ def test_a_radio_button_has_one_object() -> None:
     writes = of_lead(with_fields({"id": "123458", "name": "x", "values": {"value": "да", "enum": "9"}}))
     assert writes.columns == {"utm_source": "да"}
     assert (writes.fields["123458"] or {})["values"] == [{"value": "да", "enum": "9"}]
+
+
+def test_a_choice_without_its_text_is_kept() -> None:
+    """An entry that names only its option is a value of the custom field, and no text for a column."""
+    assert of_lead(with_fields({"id": 123458, "values": [{"enum_id": 9}]})) == Writes(
+        {"utm_source": None}, {"123458": {"name": None, "code": None, "values": [{"enum_id": 9}]}}
+    )
 
 
 @pytest.mark.parametrize("values", [[], {}, "", None, [{"value": ""}], [{"value": None}], [""], {"value": ""}])

@@ -16,7 +16,7 @@ from amo_receiver.inbox.batch import Outcome
 from amo_receiver.inbox.delivery import Credential, Delivery, Headers, add_events, open_delivery
 from amo_receiver.inbox.endpoints import PATH
 from amo_receiver.inbox.journal import Journal, outline
-from amo_receiver.inbox.service import Permit
+from amo_receiver.inbox.service import Arrival, Permit
 from factories import contact, custom_field, form_body
 from in_process import FORM, MISSION_BODY, REFUSED, TOKEN_PATH, running, settings_for, signed
 from servers import CLIENT_SECRET, WEBHOOK_TOKEN, signed_headers
@@ -88,7 +88,7 @@ def lines(caplog: pytest.LogCaptureFixture, delivery: Delivery, outcome: Outcome
     caplog.clear()
     permit = Permit(Match(Source("acme", "c", 1, None, ()), "0" * 12, "token", "1"), "1", signed=signed)
     with caplog.at_level("INFO", "amo_receiver"):
-        Journal(10).accepted(delivery, permit, outcome, 0.149)
+        Journal(10, clock=lambda: AT + 0.149).accepted(Arrival(AT * 10**9, 0, PATH, permit, None, delivery), outcome)
     assert {vars(record)["fields"]["delivery_id"] for record in caplog.records} == {delivery.id}
     return [record.message for record in caplog.records]
 

@@ -94,6 +94,15 @@ def test_anything_but_the_exact_signature_is_refused(client: str, signature: str
         ring.verify_signature(client, signature, account, NOW)
 
 
+def test_the_longest_account_is_accepted_on_both_paths() -> None:
+    """The bound includes its own value; beyond it the header is named, because there the sender can see what is wrong."""
+    ring, longest = keyring(source(signing_key("right"), url_key("url"))), "7" * LONGEST_ACCOUNT_CHARS
+    assert ring.verify_signature(CLIENT, sign("right", account=longest), longest, NOW).account_id == longest
+    assert ring.verify_token(url_token(b"url", longest), NOW).account_id == longest
+    with pytest.raises(Unauthorized, match=r"^X-Account-ID is longer than 255 characters: send the id of the account$"):
+        ring.verify_signature(CLIENT, sign("right", account=longest + "7"), longest + "7", NOW)
+
+
 def test_upper_case_hex_is_accepted() -> None:
     """The case of the hex digits carries nothing."""
     assert keyring(source(signing_key("right"))).verify_signature(CLIENT, sign("right").upper(), "77", NOW)
@@ -153,6 +162,21 @@ def test_a_key_is_accepted_from_not_before_until_just_before_not_after(
         else:
             with pytest.raises(Unauthorized, match="active only"):
                 attempt()
+
+
+@pytest.mark.parametrize(
+    ("not_before", "not_after", "span"),
+    [
+        (NOW + TICK, None, "from 2026-11-22 12:00:00.000001+00:00 until ever"),
+        (None, NOW, "from ever until 2026-11-22 12:00:00+00:00"),
+    ],
+)
+def test_a_key_out_of_its_span_is_named_with_it(not_before: datetime | None, not_after: datetime | None, span: str) -> None:
+    """Whoever forgot to change over learns which key it was, of which source, and when it counts."""
+    key = signing_key("one", not_before=not_before, not_after=not_after)
+    with pytest.raises(Unauthorized) as caught:
+        keyring(source(key)).verify_signature(CLIENT, sign("one"), "77", NOW)
+    assert str(caught.value) == f"The key {key.fingerprint} of source acme is active only {span}: use the source's current key"
 
 
 def test_the_same_secret_twice_is_accepted_while_one_of_the_two_is_active() -> None:
@@ -313,7 +337,8 @@ def test_the_report_tells_every_key_and_no_secret() -> None:
         "not_after": "2026-11-22T13:00:00+00:00",
     }
     assert (report[0]["keys"][1]["kind"], report[0]["keys"][1]["state"], report[0]["keys"][1]["not_after"]) == ("url_key", "next", None)
-    assert (report[1]["source"], report[1]["keys"][0]["kind"]) == ("default", "token")
+    token = {"kind": "token", "fingerprint": signing_key(MARK + "3").fingerprint, "state": "current", "not_before": None, "not_after": None}
+    assert report[1:] == [{"source": "default", "generation": 0, "keys": [token]}]
     assert "MARKED" not in json.dumps(report)
 
 

@@ -65,6 +65,12 @@ def test_times_may_be_left_out_and_a_source_may_have_no_keys_or_no_client() -> N
     assert parse_source("acme", json.dumps(document(keys=[]))).keys == ()
 
 
+@pytest.mark.parametrize("generation", [0, 2**63 - 1])
+def test_a_generation_is_any_count_that_a_bigint_holds(generation: int) -> None:
+    """The first file may begin at 0."""
+    assert parse_source("acme", json.dumps(document(generation=generation))).generation == generation
+
+
 @pytest.mark.parametrize(
     ("field", "content"),
     [
@@ -75,6 +81,7 @@ def test_times_may_be_left_out_and_a_source_may_have_no_keys_or_no_client() -> N
         ("not JSON", "[" * 100_000),
         ("not JSON", '{"generation": ' + "9" * 5_000 + "}"),
         ("not JSON", b'{"secret": "' + MARK.encode() + b'\xff"}'),
+        ("not JSON", json.dumps(document()).encode("utf-16")),
         ("object", "[]"),
         ("object", "null"),
         ("object", json.dumps(MARK)),
@@ -131,6 +138,31 @@ def test_a_file_that_breaks_the_schema_is_refused_by_field_without_its_content(f
     assert caught.value.__context__ is None
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (" ", "the file is empty"),
+        ("{", "the file is not JSON in UTF-8"),
+        ("[]", "the file must be a JSON object"),
+        (document(version=2), "version must be 1"),
+        (document(generation=-1), "generation must be an integer from 0"),
+        (document(client_id="a|b"), "client_id must be the integration's id, a text without '|'"),
+        (document(accounts="77"), "accounts must be null (any account) or a list of account ids as texts"),
+        (document(keys=None), "keys must be a list"),
+        (document(keys=[MARK]), "keys[0] must be an object"),
+        (with_key(kind="token"), "keys[0].kind must be client_secret or url_key"),
+        (with_key(state="retired"), "keys[0].state must be next, current, previous"),
+        (with_key(secret=""), "keys[0].secret must be a printable text of at most 4096 bytes without surrounding spaces"),
+        (with_key(not_after="yesterday"), "keys[0].not_after must be null or an ISO 8601 time with its zone"),
+    ],
+)
+def test_a_refusal_says_what_should_stand_there(content: Any, sentence: str) -> None:
+    """Whoever wrote the file can mend it without reading the code."""
+    with pytest.raises(ConfigurationError) as caught:
+        parse_source("acme", json.dumps(content) if isinstance(content, dict) else content)
+    assert str(caught.value) == sentence
+
+
 def test_the_longest_secret_is_accepted() -> None:
     """The bound counts bytes and includes its own value."""
     assert parse_source("acme", json.dumps(with_key(secret="ы" * (MOST_SECRET_BYTES // 2)))).keys
@@ -139,8 +171,14 @@ def test_the_longest_secret_is_accepted() -> None:
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "a\nb", "имя", "a" * 254])
 def test_a_source_s_name_can_stand_in_a_log_line(name: str) -> None:
     """Names are what Kubernetes allows as a key of a Secret."""
-    with pytest.raises(ConfigurationError, match="name"):
+    with pytest.raises(ConfigurationError, match=r"^a source's name has letters, digits, dots, dashes and underscores only$"):
         parse_source(name, json.dumps(document()))
+
+
+@pytest.mark.parametrize("name", ["a", "Acme_2.x-9", "a" * 253])
+def test_every_name_of_a_secret_s_key_is_good(name: str) -> None:
+    """All that Kubernetes allows is allowed here."""
+    assert parse_source(name, json.dumps(document())).name == name
 
 
 JSON = st.recursive(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 from asyncpg import exceptions as pg
@@ -22,8 +23,23 @@ from fake_repository import (
     known,
     outcomes,
     submit,
-    until,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Remembering(FakeRepository):
+    """It keeps what it was asked to settle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settlements: list[Settlement] = []
+
+    async def settle(self, settlements: Sequence[Settlement], lock_timeout_ms: int | None = None) -> None:
+        self.settlements += settlements
+        await super().settle(settlements, lock_timeout_ms)
+
 
 # Applying what is only stored
 
@@ -49,12 +65,13 @@ async def test_an_event_that_cannot_be_applied_does_not_keep_the_others_back(
     reason = f"{type(error).__name__} {getattr(error, 'sqlstate', '')}"
     results = await outcomes(submit(batches, *sent))
     assert results == [DONE, Outcome(1, [Problem("leads.update[0]", reason)]), DONE]
-    await until(lambda: repository.attempts)
+    await batches.stop()
     notes = {"failed": repository.failed, "deferred": repository.deferred}
     assert notes.pop(noted) == [{"account_id": "1", "id": bad.id, "error": reason, "permanent": False}]
     assert list(notes.values()) == [[]]
     (attempt,) = repository.attempts
-    assert (attempt["event_id"], attempt["number"], attempt["kind"], attempt["outcome"]) == (bad.id, 1, "accept", outcome)
+    assert (attempt["account_id"], attempt["event_id"], attempt["number"]) == ("1", bad.id, 1)
+    assert (attempt["kind"], attempt["outcome"], attempt["error"]) == ("accept", outcome, reason)
     applied = {event_id for ids in repository.settles if bad.id not in ids for event_id in ids}
     assert applied == {event.id for each in sent for event in each.events} - {bad.id}
     assert len(repository.accepts) == 1
@@ -74,7 +91,7 @@ async def test_a_database_in_trouble_is_not_asked_again_for_each_half(
     repository.unsettled = {ids[1]: error}
     results = await outcomes(submit(batches, *sent))
     assert [isinstance(result, Outcome) and result.processed for result in results] == [0, 0]
-    await until(lambda: repository.attempts)
+    await batches.stop()
     assert repository.settles == [ids]
     assert [note["id"] for note in repository.deferred] == ids
     assert repository.failed == []
@@ -91,8 +108,44 @@ async def test_attempts_that_cannot_be_noted_do_no_harm(
     (result,) = await outcomes(submit(batches, sent))
     assert isinstance(result, Outcome)
     assert len(result.problems) == 1
-    await until(lambda: "Failed attempts not written down" in caplog.text)
     assert await outcomes(submit(batches, delivery(2))) == [DONE]
+    await batches.stop()
+    (record,) = [record for record in caplog.records if record.message == "Failed attempts not written down"]
+    assert vars(record)["fields"] == {"error": "ConnectionResetError"}
+
+
+async def test_one_line_tells_of_all_that_is_not_applied_yet(
+    repository: FakeRepository, batches: GroupCommit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How many events wait, those that failed and those deferred, and the first of them with its reason."""
+    sent = delivery(1, 2, 3, 4)
+    ids = [event.id for event in sent.events]
+    repository.on_accept = [NOT_APPLIED]
+    repository.unsettled = {ids[0]: pg.LockNotAvailableError("x"), ids[1]: OFFENCES[0], ids[3]: OFFENCES[1]}
+    (result,) = await outcomes(submit(batches, sent))
+    assert isinstance(result, Outcome)
+    assert result.processed == 1
+    await batches.stop()
+    assert [note["id"] for note in repository.failed] == [ids[1], ids[3]]
+    assert [note["id"] for note in repository.deferred] == [ids[0]]
+    fields = {"events": 3, "event_id": ids[1], "error": "NumericValueOutOfRangeError 22003"}
+    assert [(record.levelname, record.message, vars(record)["fields"]) for record in caplog.records] == [
+        ("WARNING", "Events not applied yet", fields)
+    ]
+
+
+async def test_what_is_settled_is_each_event_s_own_effect() -> None:
+    """Account, id, row and entity of the event, from which the database applies it."""
+    repository = Remembering()
+    batches = GroupCommit(repository)  # type: ignore[arg-type]
+    batches.start()
+    sent = [delivery(1, 2), delivery(3, entity="contacts")]
+    repository.on_accept = [NOT_APPLIED]
+    await outcomes(submit(batches, *sent))
+    await batches.stop()
+    settled = [(each.account_id, each.event_id, each.row, each.entity) for each in repository.settlements]
+    assert settled == [("1", event.id, event.row, event.entity) for each in sent for event in each.events]
+    assert all(row is not None for _, _, row, _ in settled)
 
 
 async def test_what_is_recorded_only_is_not_settled(repository: FakeRepository, batches: GroupCommit) -> None:

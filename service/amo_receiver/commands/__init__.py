@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from amo_receiver.commands import check, dev, doctor, events, fields, migrate, prune, replay, serve
+from amo_receiver.commands import check, dev, doctor, events, fields, migrate, notify, prune, replay, serve
 
 app = typer.Typer(
     name="amo-webhooks",
@@ -22,4 +22,5 @@ doctor.register(app)
 app.add_typer(events.app, name="events")
 replay.register(app)
 prune.register(app)
+notify.register(app)
 fields.register(app)

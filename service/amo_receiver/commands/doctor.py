@@ -22,6 +22,7 @@ from amo_receiver.commands.language import speaking
 from amo_receiver.commands.tables import print_table
 from amo_receiver.database import create_engine, describe, sqlstate, unsafe_settings
 from amo_receiver.errors import ConfigurationError
+from amo_receiver.notify import name_of, services
 from amo_receiver.settings import Settings, check, load_settings
 from amo_receiver.watch import MOST_FILE_BYTES, KeyringDirectory, read_bounded, visible_entries
 
@@ -95,12 +96,15 @@ def settings_findings(settings: Settings, dev: bool) -> Iterator[Finding]:
     """Judge the settings by themselves."""
     try:
         warnings = check(settings, dev)
+        told = ", ".join(map(name_of, services(settings.notify_url.get_secret_value())))
     except ConfigurationError as error:
         yield from (Finding("settings", "problem", f"{problem}.") for problem in str(error).split("; "))
         return
     yield from (Finding("settings", "warning", f"{warning}.") for warning in warnings)
     if not warnings:
         yield Finding("settings", "ok", "Complete.")
+    if told:
+        yield Finding("notifications", "ok", f"They go to {told}.")
 
 
 def file_findings(settings: Settings) -> Iterator[Finding]:

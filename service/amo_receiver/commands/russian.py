@@ -14,6 +14,7 @@ WORDS = {
     "warning": "предупреждение",
     "problem": "проблема",
     "settings": "настройки",
+    "notifications": "уведомления",
     "mapping": "соответствия",
     "migrations": "миграции",
     "keyring": "папка ключей",
@@ -46,6 +47,7 @@ DOCTOR = {
         "Переменная DB_URL не задана: вставьте строку с ней, которую печатает `amo-webhooks dev`."
     ),
     "Complete.": "Заданы полностью.",
+    "They go to {services}.": "Отправляются: {services}.",
     "{file} is readable.": "{file} читается.",
     "The shipped one": "Файл из поставки",
     "{error} Correct the file that MAPPING_FILE names.": "{error} Исправьте файл, на который указывает MAPPING_FILE.",
@@ -159,6 +161,9 @@ CONFIGURATION = {
     ),
     "STATEMENT_TIMEOUT_MS is not below ANSWER_BUDGET_MS: one stuck statement uses the whole budget": (
         "STATEMENT_TIMEOUT_MS не меньше ANSWER_BUDGET_MS: один зависший запрос займёт всё время на ответ"
+    ),
+    "NOTIFY_URL: {numbers} of {total} is no address that Apprise knows": (
+        "NOTIFY_URL: такого адреса Apprise не знает (номер {numbers}, всего {total})"
     ),
     ".env cannot be read ({error})": "файл .env не читается ({error})",
     "MAPPING_FILE {file} cannot be read ({error}).": "MAPPING_FILE {file} не читается ({error}).",

@@ -19,9 +19,11 @@ from amo_receiver.inbox.delivery import Delivery, as_unparsed
 from amo_receiver.inbox.repository import Settlement
 from amo_receiver.inbox.settling import Failure, attempt_record, settle
 from amo_receiver.log import DeliveryLog, get_logger
+from amo_receiver.telemetry.current import under
 
 if TYPE_CHECKING:
     from amo_receiver.inbox.repository import Accepted, Repository
+    from amo_receiver.telemetry.tracing import Tracing
 
 log = get_logger(__name__)
 
@@ -86,8 +88,9 @@ class Waiter:
 class GroupCommit:
     """The batches of one process."""
 
-    def __init__(self, repository: Repository, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, repository: Repository, tracing: Tracing | None = None, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._repository = repository
+        self._tracing = tracing
         self._patience_seconds = patience_seconds
         self._queue: list[Waiter] = []
         self._filled = asyncio.Event()
@@ -167,6 +170,17 @@ class GroupCommit:
         return batch
 
     async def _flush(self, batch: list[Waiter]) -> None:
+        if self._tracing is None:
+            await self._answer(batch)
+            return
+        span = self._tracing.batch()
+        with under(span):
+            error_type = await self._answer(batch)
+        events = sum(len(waiter.delivery.events) for waiter in batch)
+        self._tracing.end_batch(span, [each for waiter in batch if (each := waiter.delivery.span)], len(batch), events, error_type)
+
+    async def _answer(self, batch: list[Waiter]) -> str:
+        """Store and answer a batch; return the error's type where that failed, else nothing."""
         try:
             await self._accept(batch)
         except Exception as error:  # noqa: BLE001 - whatever it was, the sender is to come again
@@ -175,6 +189,8 @@ class GroupCommit:
                 log.error("Batch not stored", deliveries=len(batch), error=describe(error), error_type=type(error).__name__)  # noqa: TRY400
             for waiter in batch:
                 waiter.fail("The database is not available.")
+            return type(error).__name__
+        return ""
 
     async def _accept(self, batch: list[Waiter]) -> None:
         try:
@@ -229,7 +245,9 @@ class GroupCommit:
                 if known is None or known == (event.id, "pending"):
                     if event.row is not None:
                         waiter.waiting.add(event.id)
-                        pending.append(Settlement(event.account_id, event.id, event.row, event.entity))
+                        pending.append(
+                            Settlement(event.account_id, event.id, event.row, event.entity, traceparent=waiter.delivery.headers.traceparent)
+                        )
                 elif known.state != "processed":
                     waiter.waiting.add(event.id)
         settled = await settle(self._repository, pending, max(waiter.deadline for waiter in batch), SETTLE_LOCK_TIMEOUT_MS)
@@ -251,7 +269,8 @@ class GroupCommit:
                 continue
             key = {"account_id": each.account_id, "id": each.event_id, "error": str(failure), "permanent": False}
             (deferred if failure.temporary else counted).append(key)
-            attempts[failure.temporary].append(attempt_record(each.account_id, each.event_id, 1, "accept", failure))
+            record = attempt_record(each.account_id, each.event_id, 1, "accept", failure, traceparent=each.traceparent)
+            attempts[failure.temporary].append(record)
         if counted or deferred:
             first = (counted or deferred)[0]
             log.warning("Events not applied yet", events=len(counted) + len(deferred), event_id=first["id"], error=first["error"])

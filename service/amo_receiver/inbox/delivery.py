@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from amo_receiver.amocrm.events import Body
     from amo_receiver.amocrm.fields import AccountMapping
     from amo_receiver.inbox.merge import Row
+    from amo_receiver.telemetry.spans import OpenSpan
 
 UNPARSED = "unparsed"
 """Entity of the one dead event that stands for a body which could not be parsed."""
@@ -96,7 +97,10 @@ class Event:
 
 @dataclass(slots=True)
 class Delivery:
-    """One HTTP request amoCRM made. ``body_sha256`` is set where ``body`` is cut, ``ahead`` counts times that do not count."""
+    """One HTTP request amoCRM made. ``body_sha256`` is set where ``body`` is cut, ``ahead`` counts times that do not count.
+
+    ``span`` is that of its acceptance, None where tracing is off.
+    """
 
     id: str
     account_id: str
@@ -109,6 +113,7 @@ class Delivery:
     body_sha256: str | None = None
     unparsed: bool = False
     ahead: int = 0
+    span: OpenSpan | None = None
 
     @property
     def weight(self) -> int:

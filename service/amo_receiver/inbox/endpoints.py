@@ -11,6 +11,7 @@ import orjson
 from amo_receiver.errors import BodyTooLarge, InvalidBody, RequestError, Unauthorized, Unavailable
 from amo_receiver.inbox.delivery import Headers
 from amo_receiver.inbox.effects import iso
+from amo_receiver.inbox.service import Arrival
 from amo_receiver.log import get_logger
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 PATH = "/api/webhooks/amo"
+TOKEN_ROUTE = PATH + "/{token}"
 RETRY_AFTER_READ_SECONDS = 5
 MOST_PROBLEMS = 100
 
@@ -58,28 +60,33 @@ class WebhookEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         deadline = asyncio.get_running_loop().time() + self._budget_seconds
+        token = scope["path"][len(PATH) :].strip("/")
+        arrival = Arrival(time.time_ns(), deadline, TOKEN_ROUTE if token else PATH)
         try:
-            outcome = await self._accept(scope, receive, time.time(), deadline)
+            outcome = await self._accept(arrival, token, dict(scope["headers"]), receive)
         except RequestError as error:
-            self._journal.refused(error)
             await _answer(send, error.status, refusal(error), error.retry_after)
+            self._journal.refused(arrival, error)
         except ClientGone:
             return
         except Exception as error:
             log.exception("Bug while accepting a webhook", error_type=type(error).__name__)
             await _answer(send, 500, envelope("error", "Internal error; please report it."))
+            self._journal.failed(arrival, error)
         else:
             await _answer(send, 200, success(outcome))
+            self._journal.accepted(arrival, outcome)
 
-    async def _accept(self, scope: Scope, receive: Receive, received_at: float, deadline: float) -> Outcome:
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        permit = self._verify(scope["path"][len(PATH) :].strip("/"), headers)
+    async def _accept(self, arrival: Arrival, token: str, headers: dict[bytes, bytes], receive: Receive) -> Outcome:
+        arrival.permit = permit = self._verify(token, headers)
+        kept = _kept(headers)
+        self._journal.verified(arrival, kept)
         size = self._expected_size(headers)
         if size > self._max_body_bytes:
             raise BodyTooLarge(f"The body has more than {self._max_body_bytes} bytes.")
         with self._inbox.admit(size):
-            body = await self._read(receive, deadline)
-            return await self._inbox.accept(permit, _kept(headers), body, received_at, deadline)
+            body = await self._read(receive, arrival.deadline)
+            return await self._inbox.accept(arrival, permit, kept, body)
 
     def _verify(self, token: str, headers: dict[bytes, bytes]) -> Permit:
         if token:

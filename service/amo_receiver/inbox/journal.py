@@ -1,20 +1,26 @@
-"""The INFO lines about single deliveries, as users know them: ids only, and at load a sample with a count of the rest."""
+"""What is told of single deliveries: log lines as users know them (ids only, at load a sample with a count of the rest), and spans."""
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 from typing import TYPE_CHECKING
 
 import orjson
 
 from amo_receiver.log import DeliveryLog, get_logger
+from amo_receiver.telemetry.current import log_fields
+from amo_receiver.telemetry.spans import entity_actions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from amo_receiver.errors import RequestError
     from amo_receiver.inbox.batch import Outcome
-    from amo_receiver.inbox.delivery import Delivery, Event
-    from amo_receiver.inbox.service import Permit
+    from amo_receiver.inbox.delivery import Delivery, Event, Headers
+    from amo_receiver.inbox.service import Arrival, Permit
+    from amo_receiver.telemetry.tracing import Tracing
 
 log = get_logger(__name__)
 
@@ -26,9 +32,11 @@ VERBS = {"add": "created", "delete": "deleted", "restore": "restored"}
 
 
 class Journal:
-    """Writes what was accepted and refused, at most so many of each a second."""
+    """Writes what was accepted and refused, at most so many lines of each a second, and ends each verified request's span."""
 
-    def __init__(self, deliveries_per_second: int) -> None:
+    def __init__(self, deliveries_per_second: int, tracing: Tracing | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._tracing = tracing
+        self._clock = clock
         self._accepted = DeliveryLog(log, deliveries_per_second)
         self._refused = DeliveryLog(log, deliveries_per_second, level=logging.WARNING)
         self._ahead = DeliveryLog(log, deliveries_per_second, level=logging.WARNING)
@@ -44,45 +52,80 @@ class Journal:
         for lines in (self._accepted, self._refused, self._ahead, self._dead):
             lines.close()
 
-    def _kept(self, delivery: Delivery) -> None:
+    def verified(self, arrival: Arrival, headers: Headers) -> None:
+        """Begin its span, below the sender's where it names one; from here on ``headers`` names ours, which is stored."""
+        if self._tracing:
+            arrival.span = self._tracing.accept(headers.traceparent, arrival.at_ns)
+            headers.traceparent = arrival.span.traceparent
+
+    def refused(self, arrival: Arrival, error: RequestError) -> None:
+        """Write why a request was refused; the sentence says how to mend it. Sampled, because strangers may send many."""
+        name = type(error).__name__
+        if self._refused.admits():
+            log.warning("Webhook refused: %s", error, status=error.status, error_type=name, **log_fields(arrival.span))
+        self._trace(arrival, error.status, name)
+
+    def failed(self, arrival: Arrival, error: Exception) -> None:
+        """Note a bug."""
+        self._trace(arrival, 500, type(error).__name__)
+
+    def accepted(self, arrival: Arrival, outcome: Outcome) -> None:
+        """Write the lines of one delivery."""
+        if arrival.delivery is not None and arrival.permit is not None:
+            self._write(arrival.delivery, arrival.permit, outcome, self._clock() - arrival.received_at)
+        self._trace(arrival, 200, "partial" if outcome.problems else "success")
+
+    def _trace(self, arrival: Arrival, status: int, outcome: str) -> None:
+        span, permit, delivery = arrival.span, arrival.permit, arrival.delivery
+        if self._tracing is None or span is None or permit is None:
+            return
+        self._tracing.end_accept(
+            span,
+            arrival.route,
+            status,
+            outcome,
+            delivery_id=delivery.id if delivery else "",
+            account_id=delivery.account_id if delivery else permit.account_id or "",
+            kinds=entity_actions(delivery.events) if delivery else (),
+            events=len(delivery.events) if delivery else 0,
+            key_kind=permit.match.kind,
+            key_fingerprint=permit.match.fingerprint,
+        )
+
+    def _write_dead(self, delivery: Delivery, ids: dict[str, str]) -> None:
         """Write what is kept as a dead letter, and how many times lie too far ahead to count."""
         if delivery.ahead and self._ahead.admits():
-            log.warning("Event times over 10 minutes ahead of ours count as absent", delivery_id=delivery.id, events=delivery.ahead)
+            log.warning("Event times over 10 minutes ahead of ours count as absent", **ids, events=delivery.ahead)
         problems = [event.problem for event in delivery.events if event.problem]
         if not problems or not self._dead.admits():
             return
         shown = "; ".join(map(str, problems[:MOST_PROBLEMS]))
         if not delivery.unparsed:
-            log.error("Items kept as dead letters: %s", shown, delivery_id=delivery.id, items=len(problems), error_type="InvalidBody")
+            log.error("Items kept as dead letters: %s", shown, **ids, items=len(problems), error_type="InvalidBody")
         elif delivery.body_sha256 is None:
-            log.error("Body kept as a dead letter: %s", shown, delivery_id=delivery.id, error_type="Unparsable")
+            log.error("Body kept as a dead letter: %s", shown, **ids, error_type="Unparsable")
         else:
             sentence = "Body kept as a dead letter, 64 KiB of it, because its source's quota is used up: %s"
-            log.error(sentence, shown, delivery_id=delivery.id, bytes=delivery.body_bytes, error_type="UnparsedQuotaExceeded")
+            log.error(sentence, shown, **ids, bytes=delivery.body_bytes, error_type="UnparsedQuotaExceeded")
 
-    def refused(self, error: RequestError) -> None:
-        """Write why a request was refused; the sentence says how to mend it. Sampled, because strangers may send many."""
-        if self._refused.admits():
-            log.warning("Webhook refused: %s", error, status=error.status, error_type=type(error).__name__)
-
-    def accepted(self, delivery: Delivery, permit: Permit, outcome: Outcome, seconds: float) -> None:
-        """Write the lines of one delivery; ``seconds`` from its first byte to its commit."""
-        self._kept(delivery)
+    def _write(self, delivery: Delivery, permit: Permit, outcome: Outcome, seconds: float) -> None:
+        ids = {"delivery_id": delivery.id, **log_fields(delivery.span)}
+        self._write_dead(delivery, ids)
         if not self._accepted.admits():
             return
-        log.info("Received webhook from amoCRM: %s", outline(delivery.events), delivery_id=delivery.id)
+        log.info("Received webhook from amoCRM: %s", outline(delivery.events), **ids)
         if permit.signed:
-            log.info("Webhook signature verified for account: %s", permit.account_id, delivery_id=delivery.id)
+            log.info("Webhook signature verified for account: %s", permit.account_id, **ids)
         else:
-            log.info("Webhook token verified for account: %s", delivery.account_id or "unknown", delivery_id=delivery.id)
+            log.info("Webhook token verified for account: %s", delivery.account_id or "unknown", **ids)
         unapplied = {problem.path for problem in outcome.problems}
         for event in delivery.events[:MOST_EVENTS] if outcome.processed else ():
             if event.row is not None and event.path not in unapplied:
                 kind = "lead" if event.entity == "leads" else str(event.row.values["type"])
                 adjective = "New " if event.action == "add" else ""
                 sentence = f"{adjective}{kind} {VERBS.get(event.action, 'updated')} from amoCRM"
-                log.info("%s: %s", sentence[0].upper() + sentence[1:], event.row.id, delivery_id=delivery.id, event_id=event.id)
-        log.info("Webhook processed %d events in %.2fs", outcome.processed, seconds, delivery_id=delivery.id)
+                log.info("%s: %s", sentence[0].upper() + sentence[1:], event.row.id, **ids, event_id=event.id)
+        log.info("Webhook processed %d events in %.2fs", outcome.processed, seconds, **ids)
 
 
 def outline(events: list[Event]) -> str:

@@ -14,9 +14,10 @@ import asyncpg
 import orjson
 from sqlalchemy import text
 
-from amo_receiver.database import DatabaseTimeout, is_temporary
+from amo_receiver.database import DatabaseTimeout, is_temporary, sqlstate
 from amo_receiver.inbox.merge import Row, fold, record
 from amo_receiver.inbox.states import DEFERRAL_SECONDS, MAX_ATTEMPTS, MAX_DEFERRAL_SECONDS
+from amo_receiver.telemetry.current import CURRENT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from amo_receiver.inbox.delivery import Delivery
+    from amo_receiver.telemetry.tracing import Tracing
 
 
 class Known(NamedTuple):
@@ -43,13 +45,14 @@ class Accepted(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """One pending event with its effect and the attempt it is settled by (None: the first, which leaves no row)."""
+    """One pending event with its effect and the attempt it is settled by (None: the first, which leaves no row unless it fails)."""
 
     account_id: str
     event_id: str
     row: Row | None
     entity: str
     attempt: dict[str, Any] | None = None
+    traceparent: str | None = None
 
 
 ACCEPT = "SELECT accept_v1($1::json, $2::bytea[], $3::json, $4::json, $5::json, $6, $7)::text"
@@ -103,8 +106,11 @@ ATTEMPTS = text("""
 class Repository:
     """Acceptance's and the worker's way to the database."""
 
-    def __init__(self, engine: AsyncEngine, *, timeout_seconds: float = 1.0, lock_timeout_ms: int = 800) -> None:
+    def __init__(
+        self, engine: AsyncEngine, *, timeout_seconds: float = 1.0, lock_timeout_ms: int = 800, tracing: Tracing | None = None
+    ) -> None:
         self.engine = engine
+        self._tracing = tracing
         self._timeout = timeout_seconds
         self._lock_timeout_ms = lock_timeout_ms
 
@@ -113,6 +119,7 @@ class Repository:
         events = [(event, delivery) for delivery in deliveries for event in delivery.events]
         leads, contacts = _cards((event.entity, event.row) for event, _ in events if apply)
         answer = await self._call(
+            "accept_v1",
             ACCEPT,
             _json([delivery.record() for delivery in deliveries]),
             [delivery.body for delivery in deliveries],
@@ -133,7 +140,7 @@ class Repository:
             {"account_id": each.account_id, "id": each.event_id, "effect": "applied" if each.row else "recorded"} for each in settlements
         ]
         attempts = [each.attempt for each in settlements if each.attempt]
-        await self._call(SETTLE, _json(events), leads, contacts, _json(attempts), lock_timeout_ms or self._lock_timeout_ms)
+        await self._call("settle_v1", SETTLE, _json(events), leads, contacts, _json(attempts), lock_timeout_ms or self._lock_timeout_ms)
 
     async def claim(self, most: int) -> list[Any]:
         """Begin an attempt of at most ``most`` due events: counted and due again later, committed before anything is applied."""
@@ -166,7 +173,21 @@ class Repository:
             await connection.execute(text(f"SET LOCAL statement_timeout = {self._lock_timeout_ms * 5}"))
             yield connection
 
-    async def _call(self, statement: str, *arguments: Any) -> Any:
+    async def _call(self, function: str, statement: str, *arguments: Any) -> Any:
+        """Call a database function, in a span below the current one."""
+        parent = CURRENT.get()
+        if self._tracing is None or parent is None:
+            return await self._execute(statement, *arguments)
+        span = self._tracing.call(parent)
+        try:
+            result = await self._execute(statement, *arguments)
+        except BaseException as error:
+            self._tracing.end_call(span, function, type(error).__name__, sqlstate(error) or "")
+            raise
+        self._tracing.end_call(span, function)
+        return result
+
+    async def _execute(self, statement: str, *arguments: Any) -> Any:
         try:
             async with asyncio.timeout(self._timeout):
                 connection, driver = await self._connect()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
     from amo_receiver.amocrm.fields import Mapping
     from amo_receiver.amocrm.keyring import Keyring, Match
     from amo_receiver.inbox.batch import GroupCommit, Outcome
-    from amo_receiver.inbox.journal import Journal
     from amo_receiver.inbox.quota import UnparsedQuota
     from amo_receiver.settings import Settings
+    from amo_receiver.telemetry.spans import OpenSpan
 
 
 @dataclass(slots=True)
@@ -60,16 +59,35 @@ class Permit:
         return Credential(self.match.source.name, self.match.kind, self.match.fingerprint)
 
 
+@dataclass(slots=True)
+class Arrival:
+    """One request on its way: when its first byte came (unix nanoseconds), until when it is to be answered (loop time), its route.
+
+    The rest is known as it goes on: whose it is, its span (where there is tracing), the delivery it makes.
+    """
+
+    at_ns: int
+    deadline: float
+    route: str
+    permit: Permit | None = None
+    span: OpenSpan | None = None
+    delivery: Delivery | None = None
+
+    @property
+    def received_at(self) -> float:
+        """The first byte's time in unix seconds."""
+        return self.at_ns / 1e9
+
+
 class Inbox:
     """Acceptance in one process."""
 
-    def __init__(self, settings: Settings, current: Reloadable, batches: GroupCommit, quota: UnparsedQuota, journal: Journal) -> None:
+    def __init__(self, settings: Settings, current: Reloadable, batches: GroupCommit, quota: UnparsedQuota) -> None:
         self.current = current
         self._settings = settings
         self._limits = Limits(settings.max_body_fields, settings.max_body_depth)
         self._batches = batches
         self._quota = quota
-        self._journal = journal
         self._requests = 0
         self._bytes = 0
 
@@ -96,12 +114,11 @@ class Inbox:
             self._requests -= 1
             self._bytes -= size
 
-    async def accept(self, permit: Permit, headers: Headers, body: bytes, received_at: float, deadline: float) -> Outcome:
-        """Return once the delivery and its events are committed; ``received_at`` in unix seconds, ``deadline`` in loop time."""
-        delivery = self._open(permit, headers, body, received_at)
-        outcome = await self._batches.submit(delivery, deadline)
-        self._journal.accepted(delivery, permit, outcome, time.time() - received_at)
-        return outcome
+    async def accept(self, arrival: Arrival, permit: Permit, headers: Headers, body: bytes) -> Outcome:
+        """Return once the delivery and its events are committed; the arrival learns of the delivery."""
+        arrival.delivery = self._open(permit, headers, body, arrival.received_at)
+        arrival.delivery.span = arrival.span
+        return await self._batches.submit(arrival.delivery, arrival.deadline)
 
     def _open(self, permit: Permit, headers: Headers, body: bytes, received_at: float) -> Delivery:
         delivery = open_delivery(permit.account_id or "", received_at, permit.credential, headers, body)

@@ -50,7 +50,13 @@ async def settle(
 
 
 def attempt_record(
-    account_id: str, event_id: str, number: int, kind: str, failure: Failure | None, started_at: str = "now"
+    account_id: str,
+    event_id: str,
+    number: int,
+    kind: str,
+    failure: Failure | None,
+    started_at: str = "now",
+    traceparent: str | None = None,
 ) -> dict[str, Any]:
     """Return a row of ``attempts``."""
     outcome = "applied" if failure is None else "deferred" if failure.temporary else "failed"
@@ -63,4 +69,5 @@ def attempt_record(
         "outcome": outcome,
         "started_at": started_at,
         "error": str(failure) if failure else None,
+        "traceparent": traceparent,
     }

@@ -111,7 +111,7 @@ class Exporter:
         self._spans: deque[bytes] = deque()
         self._count = self._bytes = 0  # waiting and under way
         self._lock = threading.Lock()
-        self._closed = self._abandoned = False
+        self._closed = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="span-export", daemon=True)
         self._trouble = ""
@@ -137,10 +137,9 @@ class Exporter:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
-        self._abandoned = True
-        self._collector.close()
         while spans := self._take():
             self._settle(spans, exported=False)
+        self._collector.close()
 
     def _run(self) -> None:
         while not self._stopping.wait(self._limits.delay_seconds):
@@ -150,8 +149,7 @@ class Exporter:
     def _export(self) -> None:
         """Post what waits now; what comes meanwhile waits for the next time, or there would be a request for every few spans."""
         left = len(self._spans)
-        while left > 0 and not self._abandoned:
-            spans = self._take()
+        while left > 0 and (spans := self._take()):
             left -= len(spans)
             trouble = self._post(b"".join(spans))
             self._settle(spans, exported=not trouble)

@@ -6,6 +6,9 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind, StatusCode
+
 from amo_receiver.amocrm.events import read_body, storable
 from amo_receiver.amocrm.form import Limits, decode
 from amo_receiver.database import DatabaseTimeout
@@ -17,8 +20,13 @@ from amo_receiver.inbox.repository import Settlement
 from amo_receiver.inbox.settling import Failure, attempt_record, settle
 from amo_receiver.inbox.states import MAX_ATTEMPTS
 from amo_receiver.log import get_logger
+from amo_receiver.telemetry.current import log_fields, under
+from amo_receiver.telemetry.links import links_to, open_span
+from amo_receiver.telemetry.setup import Telemetry
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from amo_receiver.inbox.merge import Row
     from amo_receiver.inbox.repository import Repository
     from amo_receiver.inbox.service import Reloadable
@@ -56,8 +64,18 @@ class Notes(NamedTuple):
 class Retry:
     """The worker's attempts."""
 
-    def __init__(self, repository: Repository, current: Reloadable, limits: Limits, most: int, *, run_seconds: float = RUN_SECONDS) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        current: Reloadable,
+        limits: Limits,
+        most: int,
+        *,
+        run_seconds: float = RUN_SECONDS,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self._repository = repository
+        self._telemetry = telemetry or Telemetry()
         self._current = current
         self._limits = limits
         self._most = most
@@ -68,13 +86,48 @@ class Retry:
         """Make one attempt of each due event, ``most`` at once, and return how many there were."""
         await self._give_back()
         due = await self._repository.claim(self._most)
+        if not due:
+            return 0
+        spans = {event.id: self._begin(event) for event in due}
+        try:
+            await self._traced(due, spans)
+        finally:
+            for span in spans.values():
+                span.end()
+        return len(due)
+
+    async def _traced(self, due: list[Any], spans: dict[str, Span]) -> None:
+        """Make the attempts, with the database calls that they share in a span that is linked with theirs."""
+        tracing = self._telemetry.tracing
+        batch = tracing.batch() if tracing else None
+        with under(batch):
+            await self._attempt(due, spans)
+        if tracing and batch:
+            tracing.end_batch(
+                batch, [each for span in spans.values() if (each := open_span(span))], len({e.delivery_id for e in due}), len(due)
+            )
+
+    def _begin(self, event: Any) -> Span:
+        """Begin an attempt's span: a trace of its own, days later perhaps, that links back to the acceptance."""
+        attributes = {
+            "messaging.system": "amocrm",
+            "messaging.operation.name": _kind(event),
+            "messaging.operation.type": "process",
+            "messaging.message.id": event.delivery_id,
+            "amo.event_id": event.id,
+            "amo.attempt": event.attempts,
+        }
+        links = links_to(event.traceparent)
+        return self._telemetry.tracer.start_span(_kind(event), Context(), SpanKind.CONSUMER, attributes=attributes, links=links)
+
+    async def _attempt(self, due: list[Any], spans: dict[str, Span]) -> None:
         started_at = datetime.now(UTC).isoformat()
         deadline = asyncio.get_running_loop().time() + self._run_seconds
         settlements: list[Settlement] = []
         outcomes: dict[str, Failure | None] = {}
         for event in due:
             try:
-                settlements.append(await self._prepare(event, started_at, deadline))
+                settlements.append(await self._prepare(event, started_at, deadline, spans[event.id]))
             except Failure as failure:
                 outcomes[event.id] = failure
             except Exception as error:  # noqa: BLE001 - one event's trouble is not the others'
@@ -82,10 +135,9 @@ class Retry:
         outcomes |= await settle(self._repository, settlements, deadline)
         for settlement in settlements:
             outcomes.setdefault(settlement.event_id, Failure(DatabaseTimeout()))
-        await self._note(due, outcomes, started_at)
-        return len(due)
+        await self._note(due, outcomes, started_at, spans)
 
-    async def _prepare(self, event: Any, started_at: str, deadline: float) -> Settlement:
+    async def _prepare(self, event: Any, started_at: str, deadline: float, span: Span) -> Settlement:
         if event.attempts > MAX_ATTEMPTS:
             raise Rejected("the process died during each attempt")
         if asyncio.get_running_loop().time() >= deadline:
@@ -95,7 +147,7 @@ class Retry:
             await self._parse_again(event)
         else:
             row = self._row(event)
-        attempt = attempt_record(event.account_id, event.id, event.attempts, _kind(event), None, started_at)
+        attempt = attempt_record(event.account_id, event.id, event.attempts, _kind(event), None, started_at, _traceparent(span))
         return Settlement(event.account_id, event.id, row, event.entity, attempt)
 
     def _row(self, event: Any) -> Row | None:
@@ -135,7 +187,7 @@ class Retry:
             raise Rejected("its body is for another account than its token")
         return delivery
 
-    async def _note(self, due: list[Any], outcomes: dict[str, Failure | None], started_at: str) -> None:
+    async def _note(self, due: list[Any], outcomes: dict[str, Failure | None], started_at: str, spans: dict[str, Span]) -> None:
         failed = Notes([], [])
         for event in due:
             failure = outcomes[event.id]
@@ -143,11 +195,15 @@ class Retry:
                 permanent = isinstance(failure, Rejected)
                 notes = self._owed if failure.temporary else failed
                 notes.failures.append({"account_id": event.account_id, "id": event.id, "error": str(failure), "permanent": permanent})
-                notes.attempts.append(attempt_record(event.account_id, event.id, event.attempts, _kind(event), failure, started_at))
+                notes.attempts.append(
+                    attempt_record(
+                        event.account_id, event.id, event.attempts, _kind(event), failure, started_at, _traceparent(spans[event.id])
+                    )
+                )
         states = await self._repository.fail(*failed) if failed.failures else {}
         states |= await self._give_back()
         for event in due:
-            _log(event, outcomes[event.id], states.get(event.id))
+            _tell(event, outcomes[event.id], states.get(event.id), spans[event.id])
 
     async def _give_back(self) -> dict[str, tuple[str, int]]:
         """Give back the attempts that the database's trouble cost; where it lasts, before the next claim, or each would count after all."""
@@ -172,8 +228,23 @@ def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _log(event: Any, failure: Failure | None, noted: tuple[str, int] | None) -> None:
-    fields: dict[str, Any] = {"event_id": event.id, "delivery_id": event.delivery_id, "attempt": event.attempts}
+def _traceparent(span: Span) -> str | None:
+    opened = open_span(span)
+    return opened.traceparent if opened else None
+
+
+def _tell(event: Any, failure: Failure | None, noted: tuple[str, int] | None, span: Span) -> None:
+    """Write what became of an attempt, into the log and its span."""
+    fields: dict[str, Any] = {
+        "event_id": event.id,
+        "delivery_id": event.delivery_id,
+        "attempt": event.attempts,
+        **log_fields(open_span(span)),
+    }
+    span.set_attribute("amo.outcome", "applied" if failure is None else noted[0] if noted else "unknown")
+    if failure is not None:
+        span.set_attribute("error.type", failure.sqlstate or type(failure).__name__)
+        span.set_status(StatusCode.ERROR, str(failure))
     if isinstance(failure, Stumbled):
         fields["exc_info"] = failure.__cause__
     name = f"{event.entity}.{event.action}".rstrip(".")

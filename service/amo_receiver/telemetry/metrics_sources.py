@@ -1,0 +1,85 @@
+"""Metrics that others know: whether we are ready, the connection pool, the exporter of spans, the database. Asked for when somebody reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy.pool import QueuePool
+
+from amo_receiver.log import get_logger
+from amo_receiver.telemetry import metrics_table as table
+from amo_receiver.telemetry.metrics_counts import Family
+from amo_receiver.telemetry.metrics_stored import StoredGauges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+log = get_logger(__name__)
+
+DISTRIBUTION = "amo-webhooks"
+POOL = "database"
+
+
+class SpanCounts(NamedTuple):
+    """What became of this process's spans."""
+
+    exported: int = 0
+    dropped: int = 0
+    waiting: int = 0
+
+
+@dataclass
+class Sources:
+    """Those who are asked. One that fails is missing, and keeps nothing else from being shown."""
+
+    engine: AsyncEngine
+    is_ready: Callable[[], bool]
+    spans: Callable[[], SpanCounts] = SpanCounts
+    revision: str = ""
+    _stored: StoredGauges = field(init=False)
+    _failed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Nothing is asked yet."""
+        self._stored = StoredGauges(self.engine)
+
+    @property
+    def newest(self) -> float | None:
+        """Return when the newest delivery of all came, in unix seconds."""
+        return self._stored.newest
+
+    async def refresh(self) -> None:
+        """Ask the database."""
+        await self._stored.refresh()
+
+    def families(self) -> list[Family]:
+        """Return what is known now."""
+        families: list[Family] = []
+        for read in (self._process, self._pool, self._span_counts, self._stored.families):
+            try:
+                families += read()
+            except Exception as error:  # noqa: BLE001 - the others are needed all the more
+                if read.__name__ not in self._failed:
+                    log.warning("Some metrics are missing", part=read.__name__, error_type=type(error).__name__)
+                self._failed.add(read.__name__)
+        return families
+
+    def _process(self) -> list[Family]:
+        build = (version(DISTRIBUTION), self.revision)
+        return [Family(table.UP, {(): 1}), Family(table.READY, {(): int(self.is_ready())}), Family(table.BUILD_INFO, {build: 1})]
+
+    def _pool(self) -> list[Family]:
+        pool = self.engine.pool
+        if not isinstance(pool, QueuePool):
+            return []
+        counts = {(POOL, "used"): pool.checkedout(), (POOL, "idle"): pool.checkedin()}
+        return [Family(table.CONNECTIONS, counts), Family(table.CONNECTIONS_MAX, {(POOL,): pool.size()})]
+
+    def _span_counts(self) -> list[Family]:
+        counts = self.spans()
+        exports = {("exported",): counts.exported, ("dropped",): counts.dropped}
+        return [Family(table.SPAN_EXPORTS, exports), Family(table.SPAN_QUEUE, {(): counts.waiting})]
