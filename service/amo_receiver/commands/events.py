@@ -15,6 +15,7 @@ from amo_receiver.commands.tables import print_facts, print_json, print_table, p
 from amo_receiver.errors import CommandError
 from amo_receiver.inbox.lookup import Filter, Lookup
 from amo_receiver.inbox.states import State  # noqa: TC001 - read by typer at run time
+from amo_receiver.telemetry.spans import parse_traceparent
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -73,6 +74,7 @@ def show(
     account: Annotated[str | None, typer.Option(help="Its account; without it each account is asked.")] = None,
     payload: Annotated[bool, typer.Option("--payload", help="Also its decoded fields (personal data).")] = False,
     body: Annotated[bool, typer.Option("--body", help="Also the raw body it came in (personal data).")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Only the traces of its acceptance and attempts, to look up in a viewer.")] = False,
     json: Json = False,
 ) -> None:
     """Show an event: its attempts, the delivery and key it came by, and the columns of its card that are still as it set them.
@@ -80,7 +82,9 @@ def show(
     Example: amo-webhooks events show 01999999-aaaa-7bbb-8ccc-ddddeeeeffff --payload
     """
     story = ask(partial(_tell, event_id, account, payload, body))
-    if json:
+    if trace:
+        _print_traces(story, json=json)
+    elif json:
         print_json(_document(story))
     else:
         _print(story)
@@ -110,6 +114,18 @@ def _print(story: Story) -> None:
         typer.echo(f"Payload\n{printable_lines(orjson.dumps(event.payload, option=orjson.OPT_INDENT_2).decode())}\n")
     if delivery is not None and "body" in delivery._fields:
         typer.echo(f"Body{_cut(delivery)}\n{printable_lines(delivery.body.decode('utf-8', 'backslashreplace'))}")
+
+
+def _print_traces(story: Story, *, json: bool) -> None:
+    steps = [("accept", story.event.received_at, story.event.traceparent)]
+    steps += [(f"{each.kind} {each.number}", each.started_at, each.traceparent) for each in story.attempts if each.kind != "accept"]
+    parsed = [(step, at, parse_traceparent(traceparent or "")) for step, at, traceparent in steps]
+    rows = [(step, span and span.trace_id.hex(), span and span.span_id.hex(), at) for step, at, span in parsed]
+    names = ("step", "trace_id", "span_id", "at")
+    if json:
+        print_json([dict(zip(names, row, strict=True)) for row in rows])
+    else:
+        print_table(names, rows)
 
 
 def _document(story: Story) -> dict[str, Any]:
