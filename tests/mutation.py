@@ -43,7 +43,7 @@ pytest_add_cli_args_test_selection =
     {tests}
 use_git_change_detection = false
 track_dependencies = false
-timeout_multiplier = 2.0
+timeout_multiplier = 3.0
 timeout_constant = 1.0
 """
 NOTICED = ("killed", "timeout", "segfault")

@@ -6,20 +6,16 @@ import asyncio
 import gc
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
 
 from amo_receiver import schema
-from amo_receiver.amocrm.fields import Mapping
 from amo_receiver.amocrm.form import Limits
-from amo_receiver.amocrm.keyring import Keyring, environment_source
 from amo_receiver.connection import BoundedConnection
 from amo_receiver.database import create_engine, span_attributes
 from amo_receiver.documentation import WebhookApp, document, error_handlers, page_router, webhook_routes
-from amo_receiver.errors import ConfigurationError
 from amo_receiver.health import Health, management_routes
 from amo_receiver.inbox.batch import GroupCommit
 from amo_receiver.inbox.endpoints import WebhookEndpoint
@@ -28,9 +24,15 @@ from amo_receiver.inbox.quota import UnparsedQuota
 from amo_receiver.inbox.repository import Repository
 from amo_receiver.inbox.service import Inbox, Reloadable
 from amo_receiver.log import configure, get_logger, set_level
+from amo_receiver.notify import Conditions, Notifier
 from amo_receiver.settings import Settings, check, load_settings
+from amo_receiver.telemetry.metrics import Metrics
+from amo_receiver.telemetry.metrics_page import Page
+from amo_receiver.telemetry.metrics_push import set_up_push
+from amo_receiver.telemetry.metrics_sources import Sources
 from amo_receiver.telemetry.setup import set_up
-from amo_receiver.watch import KeyringDirectory, Watch
+from amo_receiver.watch import KeyringDirectory, Watch, load_keyring, load_mapping
+from amo_receiver.worker.journal import AttemptJournal
 from amo_receiver.worker.loop import poll
 from amo_receiver.worker.maintenance import prune
 from amo_receiver.worker.retry import Retry
@@ -49,26 +51,7 @@ CLOSE_SECONDS = 1.0
 WORKER_END_SECONDS = 5.0
 PRUNE_SECONDS = 3600.0
 QUOTA_SECONDS = 60.0
-
-
-def load_mapping(settings: Settings) -> Mapping:
-    """Read the mapping file, or the shipped one."""
-    if settings.mapping_file is None:
-        return Mapping.parse((files("amo_receiver") / "mapping.toml").read_text("utf-8"))
-    try:
-        return Mapping.parse(settings.mapping_file.read_text("utf-8"))
-    except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"MAPPING_FILE {settings.mapping_file} cannot be read ({type(error).__name__}).") from error
-    except ConfigurationError as error:
-        raise ConfigurationError(f"MAPPING_FILE {settings.mapping_file}: {error}") from error
-
-
-def load_keyring(settings: Settings, directory: KeyringDirectory | None) -> Keyring:
-    """Join the environment's credentials and the keyring folder's."""
-    secret = settings.amocrm_client_secret.get_secret_value()
-    default = environment_source(settings.amocrm_client_id, secret) if settings.amocrm_client_id else None
-    token, account = settings.amocrm_webhook_token.get_secret_value(), settings.amocrm_account_id
-    return Keyring.build(default, dict(directory.sources) if directory else {}, token or None, account or None)
+CONDITIONS_SECONDS = 15.0
 
 
 @dataclass
@@ -92,6 +75,9 @@ class Service:
         url = settings.db_url.get_secret_value()
         self.engine = create_engine(url, settings.db_pool_size)
         self.telemetry = set_up(span_attributes(url))
+        self.metrics = Metrics()
+        self.push = set_up_push(self.metrics)
+        self.notifier = Notifier(settings.notify_url.get_secret_value(), settings.notify_interval_seconds)
         tracing = self.telemetry.tracing
         self.current = Reloadable(load_keyring(settings, directory), load_mapping(settings))
         self.repository = Repository(
@@ -99,20 +85,34 @@ class Service:
             timeout_seconds=(settings.statement_timeout_ms + CALL_MARGIN_MS) / 1000,
             lock_timeout_ms=settings.statement_timeout_ms,
             tracing=tracing,
+            metrics=self.metrics,
         )
-        self.batches = GroupCommit(self.repository, tracing)
+        self.batches = GroupCommit(self.repository, tracing, self.metrics)
         self.quota = UnparsedQuota(settings.unparsed_quota_bytes)
-        self.journal = Journal(settings.log_deliveries_per_second, tracing)
+        self.journal = Journal(settings.log_deliveries_per_second, tracing, self.metrics, self.notifier)
         self.inbox = Inbox(settings, self.current, self.batches, self.quota)
-        self.health = Health(self.engine, self.current, schema.known_revisions(settings.migrations_dir))
+        revisions = schema.known_revisions(settings.migrations_dir)
+        self.health = Health(self.engine, self.current, revisions)
+        self.metrics.attach(Sources(self.engine, lambda: not self.health.obstacles(), self.telemetry.span_counts, revisions[0]))
         self._watch_level()
 
     def _reload_keyring(self, directory: KeyringDirectory) -> None:
-        self.current.keyring = load_keyring(self.settings, directory)
+        with self._counted("keyring"):
+            self.current.keyring = load_keyring(self.settings, directory)
 
     def _reload_mapping(self) -> None:
-        self.current.mapping = load_mapping(self.settings)
+        with self._counted("mapping"):
+            self.current.mapping = load_mapping(self.settings)
         log.info("Mapping reloaded")
+
+    @contextmanager
+    def _counted(self, file: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.metrics.reloaded(file, is_good=False)
+            raise
+        self.metrics.reloaded(file, is_good=True)
 
     def _watch_level(self) -> None:
         from pathlib import Path  # noqa: PLC0415 - only here at run time
@@ -122,6 +122,12 @@ class Service:
     def start(self, *, accept: bool = True, worker: bool) -> None:
         """Begin to accept, to retry and prune (``worker``), or both."""
         self.telemetry.start()
+        self.notifier.start()
+        if self.push:
+            self.push.start()
+        self._spawn(self.metrics.watch_loop(), "loop lag")
+        conditions = Conditions(self.notifier.tell, self.metrics.bad_answers, self.health.answers)
+        self._spawn(poll("Conditions", conditions.look, CONDITIONS_SECONDS, self._stopping), "conditions")
         self._spawn(self.watch.run(), "watch")
         self._schema = self._spawn(self.health.watch_schema(), "schema")
         if accept:
@@ -134,7 +140,8 @@ class Service:
     def _start_worker(self) -> None:
         settings = self.settings
         limits = Limits(settings.max_body_fields, settings.max_body_depth)
-        retry = Retry(self.repository, self.current, limits, settings.worker_batch_events, telemetry=self.telemetry)
+        journal = AttemptJournal(self.telemetry, self.metrics, self.notifier)
+        retry = Retry(self.repository, self.current, limits, settings.worker_batch_events, journal=journal)
         self._poll("Worker", retry.run_due, settings.worker_poll_seconds)
         self._poll("Pruning", self._prune, PRUNE_SECONDS, at_once=False)
 
@@ -178,7 +185,7 @@ class Service:
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         self.journal.close()
         self.batches.failures.close()
-        await asyncio.to_thread(self.telemetry.stop)
+        await asyncio.gather(*(asyncio.to_thread(each.stop) for each in (self.telemetry, self.notifier, self.push) if each))
         with suppress(TimeoutError):  # a server that neither answers nor hangs up would never let us go
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self.engine.dispose()
@@ -211,34 +218,39 @@ def create_app(settings: Settings | None = None, *, dev: bool = False) -> FastAP
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _spare_the_collector()
         service.start(worker=settings.worker_enabled)
-        management = _management_server(service)
-        serving = asyncio.create_task(management.serve()) if management else None
-        try:
-            yield
-        finally:
-            await service.stop()
-            if management and serving:
-                management.should_exit = True
-                await serving
+        async with _managed(service):
+            try:
+                yield
+            finally:
+                await service.stop()
 
     docs = {"docs_url": "/docs" if settings.docs_enabled else None, "openapi_url": "/openapi.json" if settings.docs_enabled else None}
     app = WebhookApp(lifespan=lifespan, redirect_slashes=False, redoc_url=None, exception_handlers=error_handlers(), **docs)  # type: ignore[arg-type]
     app.webhook = WebhookEndpoint(service.inbox, service.journal, settings)
     app.include_router(page_router(service.health))
     if settings.management_port is None:
-        app.router.routes += management_routes(service.health)
+        app.router.routes += management_routes(service.health, Page(service.metrics))
     app.router.routes += webhook_routes(app.webhook)
     document(app, settings)
     app.state.service = service
     return app
 
 
-def _management_server(service: Service) -> SecondServer | None:
+@asynccontextmanager
+async def _managed(service: Service) -> AsyncIterator[None]:
+    """Serve the pages about the process on MANAGEMENT_PORT, if there is one."""
     if service.settings.management_port is None:
-        return None
-    app = Starlette(routes=management_routes(service.health))
+        yield
+        return
+    app = Starlette(routes=management_routes(service.health, Page(service.metrics)))
     host, port = service.settings.management_host, service.settings.management_port
-    return SecondServer(uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, lifespan="off"))
+    server = SecondServer(uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, lifespan="off"))
+    serving = asyncio.create_task(server.serve())
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
 
 
 def _spare_the_collector() -> None:
@@ -262,10 +274,11 @@ def server_options(settings: Settings) -> dict[str, Any]:
 
 
 async def work(settings: Settings) -> None:
-    """Retry and prune until cancelled, without accepting anything."""
+    """Retry and prune until cancelled, without accepting anything; with MANAGEMENT_PORT its pages are served there."""
     service = Service(settings)
     service.start(accept=False, worker=True)
-    try:
-        await asyncio.Event().wait()
-    finally:
-        await service.stop()
+    async with _managed(service):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await service.stop()

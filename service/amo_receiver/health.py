@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from amo_receiver.database import describe, unsafe_settings
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from amo_receiver.inbox.service import Reloadable
+    from amo_receiver.telemetry.metrics_page import Page
 
 log = get_logger(__name__)
 
@@ -89,7 +90,7 @@ class Health:
         return await asyncio.shield(self._page)
 
     async def _look(self) -> dict[str, Any]:
-        connected = await self._answers()
+        connected = await self.answers()
         return {
             "status": "healthy" if connected and self.schema_seen else "unhealthy",
             "timestamp": timestamp(),
@@ -97,7 +98,8 @@ class Health:
             "webhook_endpoint": "active",
         }
 
-    async def _answers(self) -> bool:
+    async def answers(self) -> bool:
+        """Tell whether the database answers, within a second."""
         question = asyncio.ensure_future(self._ask())
         question.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait({question}, timeout=QUESTION_SECONDS)
@@ -108,8 +110,8 @@ class Health:
             await connection.execute(text("SELECT 1"))
 
 
-def management_routes(health: Health) -> list[Route]:
-    """Return /livez, /readyz and /keyring, for the management port."""
+def management_routes(health: Health, metrics: Page) -> list[Route]:
+    """Return /livez, /readyz, /keyring and /metrics, for the management port."""
 
     async def livez(_: Request) -> JSONResponse:
         return JSONResponse({"status": "alive"})
@@ -121,7 +123,11 @@ def management_routes(health: Health) -> list[Route]:
     async def keyring(_: Request) -> JSONResponse:
         return JSONResponse({"sources": health.current.keyring.report()})
 
-    return [Route("/livez", livez), Route("/readyz", readyz), Route("/keyring", keyring)]
+    async def page(request: Request) -> Response:
+        content, content_type = await metrics.render(request.headers.get("accept", ""))
+        return Response(content, media_type=content_type)
+
+    return [Route("/livez", livez), Route("/readyz", readyz), Route("/keyring", keyring), Route("/metrics", page)]
 
 
 def test_page() -> dict[str, Any]:

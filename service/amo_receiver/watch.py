@@ -7,17 +7,21 @@ import os
 import stat
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from amo_receiver.amocrm import fields
+from amo_receiver.amocrm.keyring import Keyring, environment_source
 from amo_receiver.amocrm.keyring_file import parse_source
 from amo_receiver.errors import ConfigurationError
 from amo_receiver.log import get_logger
 
 if TYPE_CHECKING:
     from amo_receiver.amocrm.keyring import Source
+    from amo_receiver.settings import Settings
 
 MOST_FILE_BYTES = 262_144
 MOST_FILES = 1_000
@@ -221,3 +225,23 @@ class Watch:
             return watched.last
         watched.failure = ""
         return current
+
+
+def load_mapping(settings: Settings) -> fields.Mapping:
+    """Read the mapping file, or the shipped one."""
+    if settings.mapping_file is None:
+        return fields.Mapping.parse((files("amo_receiver") / "mapping.toml").read_text("utf-8"))
+    try:
+        return fields.Mapping.parse(settings.mapping_file.read_text("utf-8"))
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"MAPPING_FILE {settings.mapping_file} cannot be read ({type(error).__name__}).") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"MAPPING_FILE {settings.mapping_file}: {error}") from error
+
+
+def load_keyring(settings: Settings, directory: KeyringDirectory | None) -> Keyring:
+    """Join the environment's credentials and the keyring folder's."""
+    secret = settings.amocrm_client_secret.get_secret_value()
+    default = environment_source(settings.amocrm_client_id, secret) if settings.amocrm_client_id else None
+    token, account = settings.amocrm_webhook_token.get_secret_value(), settings.amocrm_account_id
+    return Keyring.build(default, dict(directory.sources) if directory else {}, token or None, account or None)

@@ -1,4 +1,4 @@
-"""Load on a contender: saturation by wrk, a steady rate by an open-loop sender."""
+"""Load on receivers: saturation by wrk, a steady rate by an open-loop sender."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.ledger import Ledger, Run
+    from bench.stand import Receiver
+    from bench.templates import Template
+
 LUA = Path(__file__).with_name("wrk.lua")
-FORM = "application/x-www-form-urlencoded"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run showed; latencies in milliseconds, ``cpu`` in microseconds of the service process per request."""
+    """What one run showed; latencies in milliseconds, ``cpu`` in microseconds of the receivers per request."""
 
     requests: int
     seconds: float
@@ -33,33 +41,67 @@ class Measured:
         return (self.requests - self.bad) / self.seconds
 
 
-def wrk_program() -> str | None:
+def wrk_program() -> str:
     """Find wrk, after installing Debian's package if there is none and we may."""
     if shutil.which("wrk") is None and os.geteuid() == 0 and shutil.which("apt-get"):
         subprocess.run(["apt-get", "install", "-y", "-q", "wrk"], capture_output=True, check=False)
-    return shutil.which("wrk")
-
-
-def saturate(url: str, body: Path, *, first_id: int, seconds: int, connections: int = 64, content_type: str = FORM) -> Measured:
-    """Send distinct bodies as fast as they are answered."""
-    program = wrk_program()
+    program = shutil.which("wrk")
     if program is None:
         raise SystemExit("The benchmark needs wrk: install it, on Debian as root with apt-get install wrk.")
+    return program
+
+
+def saturate(receivers: Sequence[Receiver], template: Template, ledger: Ledger, *, seconds: int, connections: int = 64) -> Measured:
+    """Send distinct bodies to every receiver at once, each as fast as they are answered over that many connections."""
+    runs = [ledger.begin(template.events) for _ in receivers]
+    before = sum(receiver.cpu_seconds() for receiver in receivers)
+    senders = [_wrk(receiver.url, template, run, seconds, connections) for receiver, run in zip(receivers, runs, strict=True)]
+    results = [_result(sender) for sender in senders]
+    cpu = sum(receiver.cpu_seconds() for receiver in receivers) - before
+    for run, result in zip(runs, results, strict=True):
+        run.good, run.bad = result["requests"] - result["bad"], result["bad"] + result["broken"]
+    requests = sum(result["requests"] for result in results)
+    return Measured(
+        requests,
+        max(result["micros"] for result in results) / 1e6,
+        sum(run.bad for run in runs),
+        median(result["p50"] for result in results) / 1e3,
+        max(result["p99"] for result in results) / 1e3,
+        cpu / requests * 1e6,
+    )
+
+
+def _wrk(url: str, template: Template, run: Run, seconds: int, connections: int) -> subprocess.Popen[str]:
     environment = {
         "PATH": os.defpath,
-        "BENCH_BODY": str(body),
-        "BENCH_FIRST_ID": str(first_id),
-        "BENCH_THREADS": "1",
-        "BENCH_CONTENT_TYPE": content_type,
+        "BENCH_BODY": template.body.decode(),
+        "BENCH_CONTENT_TYPE": template.content_type,
+        "BENCH_FIRST": str(run.first - 1),  # the first one is only looked at
+        "BENCH_LEADS": str(template.leads),
     }
-    command = [program, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(LUA), url]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    result = json.loads(said.rpartition("RESULT ")[2])
-    return Measured(result["requests"], result["micros"] / 1e6, result["bad"] + result["broken"], result["p50"] / 1e3, result["p99"] / 1e3)
+    command = [wrk_program(), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(LUA), url]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-async def steady(url: str, bodies: list[bytes], rate: float, connections: int = 32) -> Measured:
-    """Send each body at its time whether or not the one before was answered; the latency counts from that time."""
+def _result(sender: subprocess.Popen[str]) -> dict[str, int]:
+    said, _ = sender.communicate()
+    if sender.returncode:
+        raise SystemExit(f"wrk ended with {sender.returncode}: {said}")
+    result: dict[str, int] = json.loads(said.rpartition("RESULT ")[2])
+    return result
+
+
+def send_steadily(receiver: Receiver, template: Template, ledger: Ledger, *, seconds: int, rate: int) -> Measured:
+    """Send that many bodies a second, whether or not those before were answered."""
+    run = ledger.begin(template.events)
+    bodies = [template.numbered(run.first + index) for index in range(rate * seconds)]
+    measured = asyncio.run(steady(receiver.url, bodies, rate, content_type=template.content_type))
+    run.good, run.bad = measured.requests - measured.bad, measured.bad
+    return measured
+
+
+async def steady(url: str, bodies: list[bytes], rate: float, *, content_type: str, connections: int = 32) -> Measured:
+    """Send each body at its time; the latency counts from that time."""
     address = urlsplit(url)
     latencies: list[float] = []
     bad = 0
@@ -70,7 +112,7 @@ async def steady(url: str, bodies: list[bytes], rate: float, connections: int = 
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         while (item := await queue.get()) is not None:
             due, body = item
-            head = f"POST {address.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {FORM}\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST {address.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body)
             answer = await reader.readuntil(b"\r\n\r\n")
             length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r")[0])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SENDERS = 150
 EACH = 3
 LEADS = 800
-MOST_FLOODED_MIB = 400
+MOST_FLOODED_MIB = 320
 """Resident memory that no flood may push a service beyond: what pods are commonly given is 512 MiB."""
 
 
@@ -28,20 +28,20 @@ def large_body(number: int) -> bytes:
     return form_body("leads", "update", *(lead(id=80_000_001 + number * LEADS + place) for place in range(LEADS)))
 
 
-async def flood(url: str, bodies: list[bytes]) -> Counter[int]:
-    """Send one body after the other over one connection, and count the answers by status."""
+async def flood(url: str, body: bytes) -> Counter[int]:
+    """Send a body again and again over one connection, and count the answers by status."""
     async with connected(url) as wire:
-        return Counter([(await wire.ask(whole(body))).status for body in bodies])
+        return Counter([(await wire.ask(whole(body))).status for _ in range(EACH)])
 
 
 @pytest.mark.xfail(reason="what bodies take once they are parsed is not bounded yet")
 async def test_large_bodies_do_not_fill_the_memory(pooled_url: str, services: Services, report: Report) -> None:
     """What is too much at once is answered 503 before it is parsed, and then others are accepted as ever."""
     service = await asyncio.to_thread(services.serve, pooled_url, args=["--no-worker"])
-    bodies = [large_body(number) for number in range(SENDERS // 10)]
+    bodies = [large_body(number) for number in range(10)]
     peak = begun = resident_mib(service)
     async with asyncio.TaskGroup() as group:
-        senders = [group.create_task(flood(service.url, bodies[number % len(bodies) :][:EACH])) for number in range(SENDERS)]
+        senders = [group.create_task(flood(service.url, bodies[number % len(bodies)])) for number in range(SENDERS)]
         while not all(task.done() for task in senders):
             await asyncio.sleep(0.05)
             peak = max(peak, resident_mib(service))

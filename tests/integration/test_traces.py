@@ -144,7 +144,7 @@ def test_every_later_attempt_links_back(
         assert [(link.trace_id, link.span_id) for link in span.links] == [(accept.trace_id, accept.span_id)]
         assert span.trace_id != accept.trace_id
         assert attributes(span)["amo.event_id"] == event_id
-    assert [attributes(span)["amo.outcome"] for span in (*retries, replay)] == ["pending", "dead", "applied"]
+    assert [attributes(span)["amo.outcome"] for span in (*retries, replay)] == ["failed", "failed", "applied"]
     assert [span.status.code == span.status.STATUS_CODE_ERROR for span in (*retries, replay)] == [True, True, False]
     assert len({link.span_id for span in spans_named(sink, "batch") for link in span.links}) == 4
     (command,) = named(sink, "amo-webhooks replay")

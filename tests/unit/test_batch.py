@@ -83,6 +83,7 @@ async def test_no_more_calls_than_connections_can_bear(repository: FakeRepositor
     assert late == ["The database did not answer in time."] * 2
     assert len(repository.accepts) == MOST_FLUSHES
     held.gates[0].open()
+    await until(lambda: not batches._queue)
     assert await outcomes(submit(batches, delivery(10))) == [DONE]
     await held.end()
 
@@ -124,6 +125,20 @@ async def test_a_small_batch_waits_for_the_call_under_way(repository: FakeReposi
     await batches.stop()
 
 
+async def test_a_large_batch_waits_for_nobody(repository: FakeRepository) -> None:
+    """It is sent along while a call is under way."""
+    gate = repository.gate()
+    repository.on_accept = [gate]
+    batches = GroupCommit(repository, patience_seconds=LATER)  # type: ignore[arg-type]
+    batches.start()
+    stuck = submit(batches, delivery(1))
+    await until(lambda: repository.accepts)
+    assert await outcomes(submit(batches, *[delivery(2) for _ in range(LARGE_ENOUGH)])) == [DONE] * LARGE_ENOUGH
+    assert not stuck[0].done()
+    gate.open()
+    await batches.stop()
+
+
 async def test_a_batch_is_bounded_by_bytes(repository: FakeRepository, batches: GroupCommit) -> None:
     """Bodies beyond the bytes of a batch wait for the next, and one that is larger alone goes alone."""
     half = bytes(MOST_BYTES // 2)
@@ -158,7 +173,7 @@ async def test_stopping_commits_what_waits(repository: FakeRepository) -> None:
     """Everything that was submitted is answered before stop returns."""
     gate = repository.gate()
     repository.on_accept = [gate]
-    batches = GroupCommit(repository)  # type: ignore[arg-type]
+    batches = GroupCommit(repository, patience_seconds=LATER)  # type: ignore[arg-type]
     batches.start()
     first = submit(batches, delivery(1))
     await until(lambda: repository.accepts)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import INVALID_SPAN, format_span_id, format_trace_id
 
 from amo_receiver.errors import AmoWebhooksError, ConfigurationError
 from amo_receiver.telemetry.links import links_to, open_span
+from amo_receiver.telemetry.rare import EncodeAtEnd
 from amo_receiver.telemetry.setup import Telemetry, set_up
-from otlp_sink import OtlpSink
+from otlp_sink import OtlpSink, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,6 +163,7 @@ def test_hot_and_rare_spans_of_one_story(sink: OtlpSink) -> None:
     assert spans.keys() == {"accept", "attempt", "SELECT settle_v1"}
     assert f"00-{spans['accept'].trace_id.hex()}-{spans['accept'].span_id.hex()}-01" == stored
     assert [(link.trace_id, link.span_id) for link in spans["attempt"].links] == [(spans["accept"].trace_id, spans["accept"].span_id)]
+    assert spans["attempt"].links[0].flags == 0x300  # from another process, as far as we know
     assert spans["attempt"].trace_id == spans["SELECT settle_v1"].trace_id != spans["accept"].trace_id
     assert spans["attempt"].span_id == spans["SELECT settle_v1"].parent_span_id
     context = attempt.get_span_context()
@@ -214,6 +217,15 @@ def test_the_sampler_decides_about_hot_and_rare_spans_alike(
     assert len(sink.spans) == spans
 
 
+def test_what_is_recorded_for_us_alone_is_not_exported() -> None:
+    """A sampler of somebody's own can decide so."""
+    exported: list[bytes] = []
+    for flags in (trace.TraceFlags.DEFAULT, trace.TraceFlags.SAMPLED):
+        context = trace.SpanContext(1, 1, is_remote=False, trace_flags=trace.TraceFlags(flags))
+        EncodeAtEnd(exported.append).on_end(ReadableSpan("replay", context))
+    assert len(exported) == 1
+
+
 def test_a_ratio_keeps_whole_traces(sink: OtlpSink, environment: pytest.MonkeyPatch) -> None:
     """Hot spans are chosen by their trace id as the SDK chooses, so that the rare ones of the same trace go with them."""
     environment.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
@@ -252,3 +264,12 @@ def test_the_queue_s_variables_are_followed(sink: OtlpSink, environment: pytest.
     telemetry.stop(60)
     assert (telemetry.exporter.exported, telemetry.exporter.dropped) == (5, 2)
     assert [len(request.export.resource_spans[0].scope_spans[0].spans) for request in sink.received] == [2, 2, 1]
+
+
+def test_spans_are_exported_while_the_service_runs(sink: OtlpSink, environment: pytest.MonkeyPatch) -> None:
+    """After the delay that is set, in milliseconds; nobody has to stop it first."""
+    environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+    telemetry = started()
+    accept(telemetry)
+    eventually(lambda: sink.spans, "exported")
+    telemetry.stop(60)

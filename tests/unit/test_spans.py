@@ -169,6 +169,8 @@ def test_an_accept_span(
     assert_same(written.only(), by_sdk("accept", SpanKind.SERVER, span, end, attributes, parent=parent, failed=status >= 500))
 
 
+@example(1, 2, [None], 127, 128, "")
+@example(1, 2, [None] * 500, 16_383, 16_384, "")
 @given(times, times, st.lists(traceparents | st.none(), max_size=70), counts, counts, st.sampled_from(["", "DatabaseTimeout"]))
 def test_a_batch_span(start: int, end: int, headers: list[str | None], deliveries: int, events: int, error: str) -> None:
     """A root of its own, with a link to each accept span that it carried."""

@@ -21,14 +21,13 @@ import typer
 from rich.console import Console
 
 from amo_receiver.amocrm.keyring import URL_MAC_CHARS, url_token
-from amo_receiver.app import load_keyring
 from amo_receiver.commands.language import errors_spoken, speaking
 from amo_receiver.commands.tables import NOTHING, print_table, printable
 from amo_receiver.errors import CommandError, ConfigurationError
 from amo_receiver.health import SUPPORTED_EVENTS
 from amo_receiver.inbox.endpoints import PATH
 from amo_receiver.settings import load_settings
-from amo_receiver.watch import KeyringDirectory
+from amo_receiver.watch import KeyringDirectory, load_keyring
 
 if TYPE_CHECKING:
     from amo_receiver.amocrm.keyring import Key, KeyKind, Source

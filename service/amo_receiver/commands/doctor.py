@@ -17,14 +17,13 @@ from sqlalchemy import text
 
 from amo_receiver import schema
 from amo_receiver.amocrm.keyring_file import parse_source
-from amo_receiver.app import load_keyring, load_mapping
 from amo_receiver.commands.language import speaking
 from amo_receiver.commands.tables import print_table
 from amo_receiver.database import create_engine, describe, sqlstate, unsafe_settings
 from amo_receiver.errors import ConfigurationError
 from amo_receiver.notify import name_of, services
 from amo_receiver.settings import Settings, check, load_settings
-from amo_receiver.watch import MOST_FILE_BYTES, KeyringDirectory, read_bounded, visible_entries
+from amo_receiver.watch import MOST_FILE_BYTES, KeyringDirectory, load_keyring, load_mapping, read_bounded, visible_entries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

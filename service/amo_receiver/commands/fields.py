@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from amo_receiver.app import load_mapping
 from amo_receiver.commands.database import ask
 from amo_receiver.commands.tables import print_json, print_table
 from amo_receiver.inbox.lookup import MODELS, Lookup
 from amo_receiver.settings import load_settings
+from amo_receiver.watch import load_mapping
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

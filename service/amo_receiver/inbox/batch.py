@@ -20,6 +20,7 @@ from amo_receiver.inbox.repository import Settlement
 from amo_receiver.inbox.settling import Failure, attempt_record, settle
 from amo_receiver.log import DeliveryLog, get_logger
 from amo_receiver.telemetry.current import under
+from amo_receiver.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from amo_receiver.inbox.repository import Accepted, Repository
@@ -50,9 +51,10 @@ class Outcome:
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """A delivery that waits for its commit. ``stored``: committed as pending, so that only the outcome is open."""
+    """A delivery that waits for its commit since ``since``. ``stored``: committed as pending, so that only the outcome is open."""
 
     delivery: Delivery
+    since: float
     deadline: float
     answer: asyncio.Future[Outcome]
     stored: bool = False
@@ -88,9 +90,17 @@ class Waiter:
 class GroupCommit:
     """The batches of one process."""
 
-    def __init__(self, repository: Repository, tracing: Tracing | None = None, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        tracing: Tracing | None = None,
+        metrics: Metrics | None = None,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self._repository = repository
         self._tracing = tracing
+        self._metrics = metrics or Metrics()
         self._patience_seconds = patience_seconds
         self._queue: list[Waiter] = []
         self._filled = asyncio.Event()
@@ -103,7 +113,7 @@ class GroupCommit:
     async def submit(self, delivery: Delivery, deadline: float) -> Outcome:
         """Return once the delivery is committed; Unavailable at ``deadline`` (loop time) or when the database is out of reach."""
         loop = asyncio.get_running_loop()
-        waiter = Waiter(delivery, deadline, loop.create_future())
+        waiter = Waiter(delivery, loop.time(), deadline, loop.create_future())
         timer = loop.call_at(deadline, waiter.expire)
         self._queue.append(waiter)
         self._filled.set()
@@ -170,6 +180,7 @@ class GroupCommit:
         return batch
 
     async def _flush(self, batch: list[Waiter]) -> None:
+        self._metrics.began(len(batch), asyncio.get_running_loop().time() - batch[0].since)
         if self._tracing is None:
             await self._answer(batch)
             return
@@ -203,6 +214,7 @@ class GroupCommit:
         if accepted.applied:
             for waiter in batch:
                 waiter.resolve({})
+                self._metrics.stored(waiter.delivery.events)
         else:
             await self._settle(batch, accepted)
 
@@ -254,8 +266,11 @@ class GroupCommit:
         reasons = {event_id: str(failure) if failure else None for event_id, failure in settled.items()}
         for event_id, known in accepted.known.items():
             reasons.setdefault(event_id, reasons.get(known.of, f"its first copy is {known.state}"))
+        duplicates = {event_id for event_id, known in accepted.known.items() if known.of != event_id}
         for waiter in batch:
             waiter.resolve(reasons)
+            unapplied = {event_id for event_id in waiter.waiting if reasons.get(event_id, "not applied yet")}
+            self._metrics.stored(waiter.delivery.events, unapplied, duplicates)
         await self._note(pending, settled)
 
     async def _note(self, pending: list[Settlement], settled: dict[str, Failure | None]) -> None:

@@ -12,7 +12,6 @@ from amo_receiver.errors import BodyTooLarge, InvalidBody, RequestError, Unautho
 from amo_receiver.inbox.delivery import Headers
 from amo_receiver.inbox.effects import iso
 from amo_receiver.inbox.service import Arrival
-from amo_receiver.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from amo_receiver.inbox.journal import Journal
     from amo_receiver.inbox.service import Inbox, Permit
     from amo_receiver.settings import Settings
-
-log = get_logger(__name__)
 
 PATH = "/api/webhooks/amo"
 TOKEN_ROUTE = PATH + "/{token}"
@@ -59,26 +56,31 @@ class WebhookEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        deadline = asyncio.get_running_loop().time() + self._budget_seconds
-        token = scope["path"][len(PATH) :].strip("/")
-        arrival = Arrival(time.time_ns(), deadline, TOKEN_ROUTE if token else PATH)
+        arrival = self._arrive(scope)
         try:
-            outcome = await self._accept(arrival, token, dict(scope["headers"]), receive)
+            outcome = await self._accept(arrival, scope, receive)
         except RequestError as error:
             await _answer(send, error.status, refusal(error), error.retry_after)
             self._journal.refused(arrival, error)
         except ClientGone:
-            return
-        except Exception as error:
-            log.exception("Bug while accepting a webhook", error_type=type(error).__name__)
-            await _answer(send, 500, envelope("error", "Internal error; please report it."))
-            self._journal.failed(arrival, error)
+            self._journal.abandoned(arrival)
+        except Exception as error:  # noqa: BLE001 - a bug of ours
+            await self._fail(arrival, error, send)
         else:
             await _answer(send, 200, success(outcome))
             self._journal.accepted(arrival, outcome)
 
-    async def _accept(self, arrival: Arrival, token: str, headers: dict[bytes, bytes], receive: Receive) -> Outcome:
-        arrival.permit = permit = self._verify(token, headers)
+    async def _fail(self, arrival: Arrival, error: Exception, send: Send) -> None:
+        await _answer(send, 500, envelope("error", "Internal error; please report it."))
+        self._journal.failed(arrival, error)
+
+    def _arrive(self, scope: Scope) -> Arrival:
+        deadline = asyncio.get_running_loop().time() + self._budget_seconds
+        return Arrival(time.time_ns(), deadline, TOKEN_ROUTE if _token(scope) else PATH)
+
+    async def _accept(self, arrival: Arrival, scope: Scope, receive: Receive) -> Outcome:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        arrival.permit = permit = self._verify(_token(scope), headers)
         kept = _kept(headers)
         self._journal.verified(arrival, kept)
         size = self._expected_size(headers)
@@ -123,6 +125,11 @@ class WebhookEndpoint:
         if size > self._max_body_bytes:
             raise BodyTooLarge(f"The body has more than {self._max_body_bytes} bytes.")
         return body if len(parts) == 1 else b"".join(parts)
+
+
+def _token(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path[len(PATH) :].strip("/")
 
 
 def _text(headers: dict[bytes, bytes], name: bytes) -> str | None:

@@ -1,4 +1,4 @@
-"""What is told of single deliveries: log lines as users know them (ids only, at load a sample with a count of the rest), and spans."""
+"""What is told of single deliveries: log lines as users know them (ids only, at load a sample with a count of the rest), counts, spans."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import orjson
 
 from amo_receiver.log import DeliveryLog, get_logger
+from amo_receiver.notify import Kind, Notifier, dead_letters
 from amo_receiver.telemetry.current import log_fields
+from amo_receiver.telemetry.metrics import Metrics
 from amo_receiver.telemetry.spans import entity_actions
 
 if TYPE_CHECKING:
@@ -32,10 +34,19 @@ VERBS = {"add": "created", "delete": "deleted", "restore": "restored"}
 
 
 class Journal:
-    """Writes what was accepted and refused, at most so many lines of each a second, and ends each verified request's span."""
+    """Writes what was accepted and refused, at most so many lines of each a second, counts it, and ends each verified request's span."""
 
-    def __init__(self, deliveries_per_second: int, tracing: Tracing | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        deliveries_per_second: int,
+        tracing: Tracing | None = None,
+        metrics: Metrics | None = None,
+        notifier: Notifier | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._tracing = tracing
+        self._metrics = metrics or Metrics()
+        self._notifier = notifier or Notifier("")
         self._clock = clock
         self._accepted = DeliveryLog(log, deliveries_per_second)
         self._refused = DeliveryLog(log, deliveries_per_second, level=logging.WARNING)
@@ -54,6 +65,8 @@ class Journal:
 
     def verified(self, arrival: Arrival, headers: Headers) -> None:
         """Begin its span, below the sender's where it names one; from here on ``headers`` names ours, which is stored."""
+        if arrival.permit:
+            self._metrics.matched(arrival.permit.match.kind, arrival.permit.match.fingerprint)
         if self._tracing:
             arrival.span = self._tracing.accept(headers.traceparent, arrival.at_ns)
             headers.traceparent = arrival.span.traceparent
@@ -63,19 +76,25 @@ class Journal:
         name = type(error).__name__
         if self._refused.admits():
             log.warning("Webhook refused: %s", error, status=error.status, error_type=name, **log_fields(arrival.span))
-        self._trace(arrival, error.status, name)
+        self._end(arrival, error.status, name)
 
     def failed(self, arrival: Arrival, error: Exception) -> None:
-        """Note a bug."""
-        self._trace(arrival, 500, type(error).__name__)
+        """Write down a bug."""
+        log.error("Bug while accepting a webhook", exc_info=error, error_type=type(error).__name__, **log_fields(arrival.span))
+        self._end(arrival, 500, type(error).__name__)
+
+    def abandoned(self, arrival: Arrival) -> None:
+        """Note a sender that hung up before its body was complete; nobody is left to be answered."""
+        self._metrics.answered(arrival.route, None, "ClientGone", self._clock() - arrival.received_at)
 
     def accepted(self, arrival: Arrival, outcome: Outcome) -> None:
         """Write the lines of one delivery."""
         if arrival.delivery is not None and arrival.permit is not None:
             self._write(arrival.delivery, arrival.permit, outcome, self._clock() - arrival.received_at)
-        self._trace(arrival, 200, "partial" if outcome.problems else "success")
+        self._end(arrival, 200, "partial" if outcome.problems else "success")
 
-    def _trace(self, arrival: Arrival, status: int, outcome: str) -> None:
+    def _end(self, arrival: Arrival, status: int, outcome: str) -> None:
+        self._metrics.answered(arrival.route, status, outcome, self._clock() - arrival.received_at)
         span, permit, delivery = arrival.span, arrival.permit, arrival.delivery
         if self._tracing is None or span is None or permit is None:
             return
@@ -96,9 +115,16 @@ class Journal:
         """Write what is kept as a dead letter, and how many times lie too far ahead to count."""
         if delivery.ahead and self._ahead.admits():
             log.warning("Event times over 10 minutes ahead of ours count as absent", **ids, events=delivery.ahead)
-        problems = [event.problem for event in delivery.events if event.problem]
-        if not problems or not self._dead.admits():
+        dead = [event for event in delivery.events if event.problem]
+        if not dead:
             return
+        names = [(event.entity, event.action) for event in dead]
+        self._notifier.tell(
+            Kind.DEAD_LETTERS, dead_letters(names, "Unparsable" if delivery.unparsed else "InvalidBody", dead[0].id), len(dead)
+        )
+        if not self._dead.admits():
+            return
+        problems = [event.problem for event in dead]
         shown = "; ".join(map(str, problems[:MOST_PROBLEMS]))
         if not delivery.unparsed:
             log.error("Items kept as dead letters: %s", shown, **ids, items=len(problems), error_type="InvalidBody")

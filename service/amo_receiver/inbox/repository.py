@@ -18,6 +18,7 @@ from amo_receiver.database import DatabaseTimeout, is_temporary, sqlstate
 from amo_receiver.inbox.merge import Row, fold, record
 from amo_receiver.inbox.states import DEFERRAL_SECONDS, MAX_ATTEMPTS, MAX_DEFERRAL_SECONDS
 from amo_receiver.telemetry.current import CURRENT
+from amo_receiver.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -56,6 +57,7 @@ class Settlement(NamedTuple):
 
 
 ACCEPT = "SELECT accept_v1($1::json, $2::bytea[], $3::json, $4::json, $5::json, $6, $7)::text"
+FUNCTIONS = {"accept": "accept_v1", "settle": "settle_v1"}
 SETTLE = "SELECT settle_v1($1::json, $2::json, $3::json, $4::json, $5)"
 
 CLAIM = text("""
@@ -107,10 +109,17 @@ class Repository:
     """Acceptance's and the worker's way to the database."""
 
     def __init__(
-        self, engine: AsyncEngine, *, timeout_seconds: float = 1.0, lock_timeout_ms: int = 800, tracing: Tracing | None = None
+        self,
+        engine: AsyncEngine,
+        *,
+        timeout_seconds: float = 1.0,
+        lock_timeout_ms: int = 800,
+        tracing: Tracing | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.engine = engine
         self._tracing = tracing
+        self._metrics = metrics or Metrics()
         self._timeout = timeout_seconds
         self._lock_timeout_ms = lock_timeout_ms
 
@@ -119,7 +128,7 @@ class Repository:
         events = [(event, delivery) for delivery in deliveries for event in delivery.events]
         leads, contacts = _cards((event.entity, event.row) for event, _ in events if apply)
         answer = await self._call(
-            "accept_v1",
+            "accept",
             ACCEPT,
             _json([delivery.record() for delivery in deliveries]),
             [delivery.body for delivery in deliveries],
@@ -140,11 +149,11 @@ class Repository:
             {"account_id": each.account_id, "id": each.event_id, "effect": "applied" if each.row else "recorded"} for each in settlements
         ]
         attempts = [each.attempt for each in settlements if each.attempt]
-        await self._call("settle_v1", SETTLE, _json(events), leads, contacts, _json(attempts), lock_timeout_ms or self._lock_timeout_ms)
+        await self._call("settle", SETTLE, _json(events), leads, contacts, _json(attempts), lock_timeout_ms or self._lock_timeout_ms)
 
     async def claim(self, most: int) -> list[Any]:
         """Begin an attempt of at most ``most`` due events: counted and due again later, committed before anything is applied."""
-        async with self._transaction() as connection:
+        async with self._transaction("claim") as connection:
             return list(await connection.execute(CLAIM, {"most": most}))
 
     async def delivery(self, account_id: str, delivery_id: str) -> Any:
@@ -154,38 +163,42 @@ class Repository:
 
     async def fail(self, failures: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
         """Note failed attempts (account_id, id, error, permanent); return event id → (state, attempts) of those still pending before."""
-        return await self._note(FAIL, failures, attempts)
+        return await self._note("fail", FAIL, failures, attempts)
 
     async def defer(self, failures: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
         """Give attempts back (account_id, id, error): the trouble was the database's."""
-        return await self._note(DEFER, failures, attempts)
+        return await self._note("defer", DEFER, failures, attempts)
 
-    async def _note(self, statement: Any, failures: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
-        async with self._transaction() as connection:
+    async def _note(
+        self, name: str, statement: Any, failures: list[dict[str, Any]], attempts: list[dict[str, Any]]
+    ) -> dict[str, tuple[str, int]]:
+        async with self._transaction(name) as connection:
             rows = await connection.execute(statement, {"failures": _json(failures)})
             await connection.execute(ATTEMPTS, {"attempts": _json(attempts)})
             return {row[0]: (row[1], row[2]) for row in rows}
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Any]:
-        async with self.engine.begin() as connection:
-            await connection.execute(text(f"SET LOCAL lock_timeout = {self._lock_timeout_ms}"))
-            await connection.execute(text(f"SET LOCAL statement_timeout = {self._lock_timeout_ms * 5}"))
-            yield connection
+    async def _transaction(self, name: str) -> AsyncIterator[Any]:
+        with self._metrics.call(name):
+            async with self.engine.begin() as connection:
+                await connection.execute(text(f"SET LOCAL lock_timeout = {self._lock_timeout_ms}"))
+                await connection.execute(text(f"SET LOCAL statement_timeout = {self._lock_timeout_ms * 5}"))
+                yield connection
 
-    async def _call(self, function: str, statement: str, *arguments: Any) -> Any:
-        """Call a database function, in a span below the current one."""
+    async def _call(self, name: str, statement: str, *arguments: Any) -> Any:
+        """Call a database function, measured, and in a span below the current one."""
         parent = CURRENT.get()
-        if self._tracing is None or parent is None:
-            return await self._execute(statement, *arguments)
-        span = self._tracing.call(parent)
-        try:
-            result = await self._execute(statement, *arguments)
-        except BaseException as error:
-            self._tracing.end_call(span, function, type(error).__name__, sqlstate(error) or "")
-            raise
-        self._tracing.end_call(span, function)
-        return result
+        with self._metrics.call(name):
+            if self._tracing is None or parent is None:
+                return await self._execute(statement, *arguments)
+            span = self._tracing.call(parent)
+            try:
+                result = await self._execute(statement, *arguments)
+            except BaseException as error:
+                self._tracing.end_call(span, FUNCTIONS[name], type(error).__name__, sqlstate(error) or "")
+                raise
+            self._tracing.end_call(span, FUNCTIONS[name])
+            return result
 
     async def _execute(self, statement: str, *arguments: Any) -> Any:
         try:

@@ -19,7 +19,9 @@ LOCK_STATES = {"40001", "40P01", "55P03"}
 
 
 class Failure(Exception):  # noqa: N818 - a value that also travels as an exception's text
-    """Why an event could not be applied; ``temporary`` where the database was in trouble and not the event."""
+    """Why an event could not be applied; ``temporary`` where the database was in trouble and not the event, ``bug`` where our code was."""
+
+    bug: BaseException | None = None
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(describe(error))

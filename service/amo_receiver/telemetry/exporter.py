@@ -126,6 +126,11 @@ class Exporter:
             self._bytes += len(span)
             self._spans.append(span)
 
+    @property
+    def waiting(self) -> int:
+        """How many spans wait or are under way."""
+        return self._count
+
     def start(self) -> None:
         """Begin to export."""
         self._thread.start()

@@ -31,3 +31,9 @@ def open_span(span: Span) -> OpenSpan | None:
         return None
     trace_id, span_id = context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
     return OpenSpan(trace_id, span_id, b"", False, context.trace_flags, 0)
+
+
+def traceparent_of(span: Span) -> str | None:
+    """Return what is stored of a span of the SDK; None where tracing is off."""
+    opened = open_span(span)
+    return opened.traceparent if opened else None

@@ -186,6 +186,10 @@ class Metrics:
             await asyncio.sleep(seconds)
             self._loop_lags.observe((), loop.time() - due)
 
+    def bad_answers(self) -> int:
+        """Return how many answers of the last two hours amoCRM counts as bad."""
+        return sum(count for (route, _), count in self._bad.values().items() if route == TOKEN_ROUTE)
+
     # Reading
 
     async def refresh(self) -> None:
@@ -200,9 +204,8 @@ class Metrics:
             self._waits, self._calls, self._exports, self._reloads, self._loop_lags,
         )  # fmt: skip
         families = [each.family() for each in counted]
-        bad = self._bad.values()
-        left = max(ANSWER_LIMIT - sum(count for (route, _), count in bad.items() if route == TOKEN_ROUTE), 0)
-        families += [Family(table.ANSWERS_BAD, bad), Family(table.ANSWERS_BUDGET, {(): left})]
+        left = max(ANSWER_LIMIT - self.bad_answers(), 0)
+        families += [Family(table.ANSWERS_BAD, self._bad.values()), Family(table.ANSWERS_BUDGET, {(): left})]
         if self._sources:
             families += self._sources.families()
         newest = [moment for moment in (self._newest, self._sources.newest if self._sources else None) if moment is not None]

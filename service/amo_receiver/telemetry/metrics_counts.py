@@ -18,7 +18,7 @@ Labels: TypeAlias = tuple[str, ...]
 
 OTHER = "other"
 MOST_SERIES = 1_000
-MOST_HISTOGRAMS = 200
+MOST_HISTOGRAMS = 100
 """What comes beyond so many combinations of labels is counted together; only a fault of ours could make so many."""
 MINUTE_SECONDS = 60
 

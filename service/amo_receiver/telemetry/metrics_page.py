@@ -9,13 +9,12 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from amo_receiver.telemetry.metrics_counts import Distribution
 from amo_receiver.telemetry.metrics_table import UNITS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from prometheus_client.metrics_core import Metric
 
@@ -47,16 +46,21 @@ class Page(Collector):
 
 def _metric(family: Family) -> Metric:
     definition, values = family
-    kind = {"counter": CounterMetricFamily, "histogram": HistogramMetricFamily}.get(definition.type, GaugeMetricFamily)
-    metric = kind(definition.prometheus_name, definition.help, labels=definition.prometheus_labels, unit=UNITS.get(definition.unit, ""))
-    for labels, value in values.items():
-        if isinstance(value, Distribution):
-            metric.add_metric(labels, list(_buckets(definition.bounds, value.counts)), value.total)
-        else:
-            metric.add_metric(labels, value)
+    name, labels, unit = definition.prometheus_name, definition.prometheus_labels, UNITS.get(definition.unit, "")
+    if definition.type == "histogram":
+        histogram = HistogramMetricFamily(name, definition.help, labels=labels, unit=unit)
+        for key, value in values.items():
+            if isinstance(value, Distribution):
+                histogram.add_metric(key, _buckets(definition.bounds, value.counts), value.total)
+        return histogram
+    kind = CounterMetricFamily if definition.type == "counter" else GaugeMetricFamily
+    metric = kind(name, definition.help, labels=labels, unit=unit)
+    for key, value in values.items():
+        if not isinstance(value, Distribution):
+            metric.add_metric(key, value)
     return metric
 
 
-def _buckets(bounds: tuple[float, ...], counts: tuple[int, ...]) -> Iterator[tuple[str, float]]:
-    """Yield each bound with how many values are at most it, and last how many there are."""
-    return zip([floatToGoString(bound) for bound in (*bounds, float("inf"))], accumulate(counts), strict=True)
+def _buckets(bounds: tuple[float, ...], counts: tuple[int, ...]) -> list[tuple[str, float]]:
+    """Return each bound with how many values are at most it; the last one has none and holds them all."""
+    return list(zip([*map(str, bounds), "+Inf"], accumulate(counts), strict=True))

@@ -1,10 +1,10 @@
-"""Metrics that others know: whether we are ready, the connection pool, the exporter of spans, the database. Asked for when somebody reads."""
+"""Metrics that others know, asked for when somebody reads: readiness, the connection pool, the exporter of spans, the database."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sqlalchemy.pool import QueuePool
 
@@ -18,18 +18,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from amo_receiver.telemetry.metrics_counts import Labels
+
 log = get_logger(__name__)
 
 DISTRIBUTION = "amo-webhooks"
 POOL = "database"
-
-
-class SpanCounts(NamedTuple):
-    """What became of this process's spans."""
-
-    exported: int = 0
-    dropped: int = 0
-    waiting: int = 0
 
 
 @dataclass
@@ -38,7 +32,7 @@ class Sources:
 
     engine: AsyncEngine
     is_ready: Callable[[], bool]
-    spans: Callable[[], SpanCounts] = SpanCounts
+    spans: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
     revision: str = ""
     _stored: StoredGauges = field(init=False)
     _failed: set[str] = field(default_factory=set)
@@ -76,10 +70,10 @@ class Sources:
         pool = self.engine.pool
         if not isinstance(pool, QueuePool):
             return []
-        counts = {(POOL, "used"): pool.checkedout(), (POOL, "idle"): pool.checkedin()}
+        counts: dict[Labels, float] = {(POOL, "used"): pool.checkedout(), (POOL, "idle"): pool.checkedin()}
         return [Family(table.CONNECTIONS, counts), Family(table.CONNECTIONS_MAX, {(POOL,): pool.size()})]
 
     def _span_counts(self) -> list[Family]:
-        counts = self.spans()
-        exports = {("exported",): counts.exported, ("dropped",): counts.dropped}
-        return [Family(table.SPAN_EXPORTS, exports), Family(table.SPAN_QUEUE, {(): counts.waiting})]
+        exported, dropped, waiting = self.spans()
+        exports: dict[Labels, float] = {("exported",): exported, ("dropped",): dropped}
+        return [Family(table.SPAN_EXPORTS, exports), Family(table.SPAN_QUEUE, {(): waiting})]

@@ -40,12 +40,17 @@ PLANNER = f"""
 QUEUE = """
     SELECT (SELECT count(*) FROM (SELECT FROM events WHERE state = 'pending' LIMIT :most) p) AS pending,
            (SELECT count(*) FROM (SELECT FROM events WHERE state = 'pending' AND available_at <= now() LIMIT :most) d) AS due,
-           (SELECT extract(epoch FROM now() - min(available_at)) FROM events WHERE state = 'pending') AS age,
+           (SELECT coalesce(extract(epoch FROM greatest(now() - min(available_at), '0')), 0) FROM events WHERE state = 'pending') AS age,
            (SELECT count(*) FROM (SELECT FROM events WHERE state = 'dead' LIMIT :most) d) AS dead"""
 
-# The first id of a moment: the first 48 bits of a UUIDv7 are its milliseconds.
-FIRST_ID = "CAST(lpad(to_hex(CAST(extract(epoch FROM {moment}) * 1000 AS bigint)), 12, '0') || repeat('0', 20) AS uuid)"
+# The first 48 bits of a UUIDv7 are its milliseconds.
 WEEK = f"interval '{SILENT_DAYS} days'"
+FIRST_ID = "CAST(lpad(to_hex(CAST(extract(epoch FROM {moment}) * 1000 AS bigint)), 12, '0') || repeat('0', 20) AS uuid)"
+SAME_STRETCH = f"""
+    SELECT count(*) FROM (
+        SELECT FROM deliveries d WHERE d.account_id = a.account_id
+        AND d.id > {FIRST_ID.format(moment=f"newest.received_at - {WEEK}")} AND d.id < {FIRST_ID.format(moment=f"now() - {WEEK}")}
+        LIMIT {FEWEST_DELIVERIES}) found"""
 ACCOUNTS = f"""
     WITH RECURSIVE accounts AS (
         (SELECT account_id FROM deliveries ORDER BY account_id LIMIT 1)
@@ -54,11 +59,8 @@ ACCOUNTS = f"""
         FROM accounts a WHERE a.account_id IS NOT NULL
     )
     SELECT a.account_id, extract(epoch FROM newest.received_at) AS newest,
-        newest.received_at BETWEEN now() - {WEEK} AND now() - interval '{SILENT_HOURS} hours' AND (
-            SELECT count(*) FROM (
-                SELECT FROM deliveries d WHERE d.account_id = a.account_id AND d.id > {FIRST_ID.format(moment=f"newest.received_at - {WEEK}")}
-                AND d.id < {FIRST_ID.format(moment=f"now() - {WEEK}")} LIMIT {FEWEST_DELIVERIES}) before
-        ) = {FEWEST_DELIVERIES} AS silent
+        newest.received_at BETWEEN now() - {WEEK} AND now() - interval '{SILENT_HOURS} hours'
+        AND ({SAME_STRETCH}) = {FEWEST_DELIVERIES} AS silent
     FROM accounts a CROSS JOIN LATERAL (
         SELECT received_at FROM deliveries d WHERE d.account_id = a.account_id ORDER BY d.id DESC LIMIT 1) newest"""
 

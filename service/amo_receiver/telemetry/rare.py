@@ -52,7 +52,7 @@ def provider(of: Resource) -> TracerProvider:
     """Return a private provider. Without ``OTEL_TRACES_SAMPLER`` everything is sampled: a sender's ``-00`` does not switch us off."""
     # Never a global one: FastAPI and every instrumented library would begin to make spans of their own.
     sampler = None if os.environ.get(OTEL_TRACES_SAMPLER) else ALWAYS_ON
-    return TracerProvider(sampler=sampler, resource=of, shutdown_on_exit=False)
+    return TracerProvider(sampler=sampler, resource=of)
 
 
 def hot_sampler(of: TracerProvider) -> Sampler | None:

@@ -38,6 +38,11 @@ class Telemetry:
         if self.exporter:
             self.exporter.start()
 
+    def span_counts(self) -> tuple[int, int, int]:
+        """Return how many spans were exported, were dropped, and wait."""
+        exporter = self.exporter
+        return (exporter.exported, exporter.dropped, exporter.waiting) if exporter else (0, 0, 0)
+
     def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
         """Export what waits, for so long at most; blocks."""
         if self.exporter:

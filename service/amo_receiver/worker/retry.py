@@ -6,9 +6,6 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, StatusCode
-
 from amo_receiver.amocrm.events import read_body, storable
 from amo_receiver.amocrm.form import Limits, decode
 from amo_receiver.database import DatabaseTimeout
@@ -19,10 +16,8 @@ from amo_receiver.inbox.lookup import is_parsed
 from amo_receiver.inbox.repository import Settlement
 from amo_receiver.inbox.settling import Failure, attempt_record, settle
 from amo_receiver.inbox.states import MAX_ATTEMPTS
-from amo_receiver.log import get_logger
-from amo_receiver.telemetry.current import log_fields, under
-from amo_receiver.telemetry.links import links_to, open_span
-from amo_receiver.telemetry.setup import Telemetry
+from amo_receiver.telemetry.links import traceparent_of
+from amo_receiver.worker.journal import AttemptJournal, kind_of
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -30,8 +25,6 @@ if TYPE_CHECKING:
     from amo_receiver.inbox.merge import Row
     from amo_receiver.inbox.repository import Repository
     from amo_receiver.inbox.service import Reloadable
-
-log = get_logger(__name__)
 
 RUN_SECONDS = 4.0
 """How long the events of one claim may take together: less than until they are due again. What is left over then is given back."""
@@ -52,6 +45,7 @@ class Stumbled(Failure):
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.temporary = False
+        self.bug = error
 
 
 class Notes(NamedTuple):
@@ -72,10 +66,10 @@ class Retry:
         most: int,
         *,
         run_seconds: float = RUN_SECONDS,
-        telemetry: Telemetry | None = None,
+        journal: AttemptJournal | None = None,
     ) -> None:
         self._repository = repository
-        self._telemetry = telemetry or Telemetry()
+        self._journal = journal or AttemptJournal()
         self._current = current
         self._limits = limits
         self._most = most
@@ -88,37 +82,9 @@ class Retry:
         due = await self._repository.claim(self._most)
         if not due:
             return 0
-        spans = {event.id: self._begin(event) for event in due}
-        try:
-            await self._traced(due, spans)
-        finally:
-            for span in spans.values():
-                span.end()
-        return len(due)
-
-    async def _traced(self, due: list[Any], spans: dict[str, Span]) -> None:
-        """Make the attempts, with the database calls that they share in a span that is linked with theirs."""
-        tracing = self._telemetry.tracing
-        batch = tracing.batch() if tracing else None
-        with under(batch):
+        with self._journal.attempts(due) as spans:
             await self._attempt(due, spans)
-        if tracing and batch:
-            tracing.end_batch(
-                batch, [each for span in spans.values() if (each := open_span(span))], len({e.delivery_id for e in due}), len(due)
-            )
-
-    def _begin(self, event: Any) -> Span:
-        """Begin an attempt's span: a trace of its own, days later perhaps, that links back to the acceptance."""
-        attributes = {
-            "messaging.system": "amocrm",
-            "messaging.operation.name": _kind(event),
-            "messaging.operation.type": "process",
-            "messaging.message.id": event.delivery_id,
-            "amo.event_id": event.id,
-            "amo.attempt": event.attempts,
-        }
-        links = links_to(event.traceparent)
-        return self._telemetry.tracer.start_span(_kind(event), Context(), SpanKind.CONSUMER, attributes=attributes, links=links)
+        return len(due)
 
     async def _attempt(self, due: list[Any], spans: dict[str, Span]) -> None:
         started_at = datetime.now(UTC).isoformat()
@@ -147,7 +113,7 @@ class Retry:
             await self._parse_again(event)
         else:
             row = self._row(event)
-        attempt = attempt_record(event.account_id, event.id, event.attempts, _kind(event), None, started_at, _traceparent(span))
+        attempt = attempt_record(event.account_id, event.id, event.attempts, kind_of(event), None, started_at, traceparent_of(span))
         return Settlement(event.account_id, event.id, row, event.entity, attempt)
 
     def _row(self, event: Any) -> Row | None:
@@ -197,13 +163,12 @@ class Retry:
                 notes.failures.append({"account_id": event.account_id, "id": event.id, "error": str(failure), "permanent": permanent})
                 notes.attempts.append(
                     attempt_record(
-                        event.account_id, event.id, event.attempts, _kind(event), failure, started_at, _traceparent(spans[event.id])
+                        event.account_id, event.id, event.attempts, kind_of(event), failure, started_at, traceparent_of(spans[event.id])
                     )
                 )
         states = await self._repository.fail(*failed) if failed.failures else {}
         states |= await self._give_back()
-        for event in due:
-            _tell(event, outcomes[event.id], states.get(event.id), spans[event.id])
+        self._journal.ended(due, outcomes, states, spans)
 
     async def _give_back(self) -> dict[str, tuple[str, int]]:
         """Give back the attempts that the database's trouble cost; where it lasts, before the next claim, or each would count after all."""
@@ -226,31 +191,3 @@ def _kind(event: Any) -> str:
 
 def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _traceparent(span: Span) -> str | None:
-    opened = open_span(span)
-    return opened.traceparent if opened else None
-
-
-def _tell(event: Any, failure: Failure | None, noted: tuple[str, int] | None, span: Span) -> None:
-    """Write what became of an attempt, into the log and its span."""
-    fields: dict[str, Any] = {
-        "event_id": event.id,
-        "delivery_id": event.delivery_id,
-        "attempt": event.attempts,
-        **log_fields(open_span(span)),
-    }
-    span.set_attribute("amo.outcome", "applied" if failure is None else noted[0] if noted else "unknown")
-    if failure is not None:
-        span.set_attribute("error.type", failure.sqlstate or type(failure).__name__)
-        span.set_status(StatusCode.ERROR, str(failure))
-    if isinstance(failure, Stumbled):
-        fields["exc_info"] = failure.__cause__
-    name = f"{event.entity}.{event.action}".rstrip(".")
-    if failure is None:
-        log.info("Event applied on retry: %s", name, **fields)
-    elif noted and noted[0] == "dead":
-        log.error("Event given up on: %s", name, **fields, reason=str(failure), error_type="DeadLetter")
-    else:
-        log.warning("Event not applied, tried again later: %s", name, **fields, reason=str(failure))
