@@ -11,12 +11,14 @@ import os
 import time
 from contextlib import ExitStack
 
-from bench import bodies, layers, memory, processes, tables
+from bench import bodies, layers, memory, processes, tables, tracing
 from bench.report import Figure, console, show_balances, show_figures, totals
-from bench.stand import Stand
+from bench.stand import Contender, Stand
 from children import guarded_folder
 
-PARTS = {part.__name__.rpartition(".")[2]: part.measure for part in (layers, processes, bodies, memory, tables)}
+__all__ = ["Contender", "main"]
+
+PARTS = {part.__name__.rpartition(".")[2]: part.measure for part in (layers, processes, bodies, memory, tracing, tables)}
 
 
 def main() -> None:

@@ -19,21 +19,23 @@ from pooler import PgBouncer
 from servers import WEBHOOK_TOKEN, run_sql, service_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import ExitStack
 
 PATH = f"/api/webhooks/amo/{WEBHOOK_TOKEN}"
+SERVE = ("-m", "amo_receiver", "serve", "--host", "127.0.0.1")
 UVICORN = ("-m", "uvicorn", "--factory", "--no-access-log", "--no-server-header", "--log-level", "warning")
 
 
 class Receiver(Child):
     """One program that answers webhooks."""
 
-    def __init__(self, arguments: Sequence[str], folder: Path, db_url: str) -> None:
+    def __init__(self, arguments: Sequence[str], folder: Path, db_url: str, settings: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}{PATH}"
         folder.mkdir()
-        environment = service_environment(db_url, folder, {"PYTHONPATH": str(Path(__file__).parents[1]), "LOG_LEVEL": "WARNING"})
+        own = {"PYTHONPATH": str(Path(__file__).parents[1]), "LOG_LEVEL": "WARNING"}
+        environment = service_environment(db_url, folder, own | dict(settings or {}))
         super().__init__([sys.executable, *arguments, "--port", str(self.port)], cwd=folder, env=environment, log_path=folder / "log")
 
     def __enter__(self) -> Self:
@@ -55,6 +57,13 @@ class Receiver(Child):
         status = Path(f"/proc/{self.pid}/status").read_text()
         now, most = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) / 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[index]
         return now, most
+
+
+class Contender(Receiver):
+    """An application under uvicorn, with the options that the service gives it."""
+
+    def __init__(self, name: str, factory: str, folder: Path, db_url: str) -> None:
+        super().__init__((*UVICORN, factory), folder / name, db_url)
 
 
 class Stand:
@@ -81,17 +90,17 @@ class Stand:
         """Drop it, so that nobody tidies it up while the next one is measured."""
         run_sql(self.postgres.url(), f"DROP DATABASE {name} WITH (FORCE)")
 
-    def service(self, database: str) -> Receiver:
+    def service(self, database: str, settings: Mapping[str, str] | None = None) -> Receiver:
         """Return a process of the service, as it is run."""
-        return self._receiver(("-m", "amo_receiver", "serve", "--host", "127.0.0.1"), database)
+        return Receiver(SERVE, self.folder / self._name(), self.pooler.url(database), settings)
 
-    def application(self, factory: str, database: str) -> Receiver:
-        """Return an application under uvicorn, with the options that the service gives it."""
-        return self._receiver((*UVICORN, factory), database)
+    def application(self, factory: str, database: str) -> Contender:
+        """Return what the service is compared with."""
+        return Contender(self._name(), factory, self.folder, self.pooler.url(database))
 
-    def _receiver(self, arguments: Sequence[str], database: str) -> Receiver:
+    def _name(self) -> str:
         self._receivers += 1
-        return Receiver(arguments, self.folder / f"receiver-{self._receivers}", self.pooler.url(database))
+        return f"receiver-{self._receivers}"
 
     def cpu_seconds(self) -> dict[str, float]:
         """Return the processor time that the servers and the senders that have ended have used so far."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hostile.report import Report
+from hostile.report import SEED, Report
 from hostile.watched import Watched
 from servers import Services, run_sql
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
     from amo_receiver.embedded import EmbeddedPostgres
     from pooler import PgBouncer
+
+
+def pytest_report_header() -> str:
+    """Tell how to draw the same again."""
+    return f"HOSTILE_SEED={SEED}"
 
 
 @pytest.fixture

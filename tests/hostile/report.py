@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import sys
 import time
 from contextlib import nullcontext
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 150
+SEED = int(os.environ.get("HOSTILE_SEED") or random.SystemRandom().randrange(1_000_000))
+"""Of everything that is drawn by chance."""
 
 
 class Report:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
@@ -16,6 +16,7 @@ from schemathesis.generation.case import Case
 
 from amo_receiver.amocrm.keyring import LONGEST_ACCOUNT_CHARS
 from factories import BODIES, http_build_query
+from hostile.report import SEED
 from hostile.watched import KEPT, post
 from integration.load import FORM, PATH
 from servers import WEBHOOK_TOKEN, signed_headers
@@ -96,7 +97,8 @@ def bounded(test: Callable[..., None]) -> Callable[..., None]:
     """Run a test with so many examples as are asked for, each of any duration."""
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
     phases = [Phase.explicit, Phase.generate, Phase.shrink]
-    return settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=checks, phases=phases)(test)
+    limits = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=checks, phases=phases)
+    return seed(SEED)(limits(test))
 
 
 def test_every_operation_is_made_up_requests_for(schema: BaseSchema) -> None:

@@ -12,10 +12,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.box import MARKDOWN
 from rich.table import Table
 
 from hostile.clocks import Clock, library
 from hostile.faults import OFFSETS, Place
+from hostile.report import SEED
 from hostile.senders import CUT_OFF, LATE, Senders
 from hostile.story import Ending, Story
 from hostile.watched import MOST_MIB, STUMBLES, resident_mib
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from servers import Services
 
 SECONDS = float(os.environ.get("HOSTILE_SECONDS", "150"))
-SEED = int(os.environ.get("HOSTILE_SEED") or random.SystemRandom().randrange(1_000_000))
 PER_SECOND = 100.0
 RECOVERY_SECONDS = 60.0
 DRAINED_SECONDS = 180.0
@@ -98,7 +99,7 @@ class Siege:
 
     def table(self, ending: Ending) -> Table:
         """Return what each fault cost; of two at once, both are told all."""
-        table = Table(title=f"A siege of {SECONDS:.0f} s, HOSTILE_SEED={SEED}")
+        table = Table(title=f"A siege of {SECONDS:.0f} s, HOSTILE_SEED={SEED}", box=MARKDOWN)
         for heading in ("fault", "count", "requests", "503", CUT_OFF, LATE, "other", "2xx but lost", "recovery s", "most"):
             table.add_column(heading, justify="left" if heading == "fault" else "right")
         names = sorted({name for ordeal in self.ordeals for name in ordeal.faults})

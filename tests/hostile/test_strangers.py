@@ -7,11 +7,11 @@ import statistics
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
+from rich.box import MARKDOWN
 from rich.table import Table
 
-from bench.run import Contender
+from bench.stand import UVICORN, Receiver, tree_cpu_seconds
 from hostile.tap import Tap
 from hostile.watched import MOST_MIB, good_body
 from hostile.wire import Wire, connected, head, whole
@@ -127,31 +127,23 @@ async def _pour(url: str) -> None:
 @pytest.mark.timeout(600)
 async def test_the_processor_time_of_strangers(watched: Watched, tmp_path: Path, pooled_url: str, report: Report) -> None:
     """A figure and no behaviour: printed next to that of an empty FastAPI route, measured in turn in the same run."""
-    empty = Contender("empty", "bench.contenders:empty", tmp_path, pooled_url)
-    await asyncio.to_thread(empty.start)
-    try:
+    with Receiver((*UVICORN, "bench.contenders:empty"), tmp_path / "empty", pooled_url) as empty:
         cases = {name: (watched.url, watched.service.pid, request, 401) for name, request in STRANGERS.items()}
-        cases["empty FastAPI route"] = (f"http://127.0.0.1:{empty.port}", empty.pid, whole(good_body()), 200)
+        cases["empty FastAPI route"] = (empty.url, empty.pid, whole(good_body()), 200)
         figures: dict[str, list[float]] = {name: [] for name in cases}
         for _ in range(ROUNDS):
             for name, (url, pid, request, status) in cases.items():
-                before = _cpu_seconds(pid)
+                before = tree_cpu_seconds(pid)
                 await send_all(url, request, status)
-                figures[name].append((_cpu_seconds(pid) - before) / REQUESTS * 1e6)
-    finally:
-        await asyncio.to_thread(empty.end)
+                figures[name].append((tree_cpu_seconds(pid) - before) / REQUESTS * 1e6)
     table = Table(
         "who",
         "µs of processor a request",
         f"of the empty route (asked: ≤ {ALLOWED_RATIO})",
         title="The cost of strangers, median of the rounds",
+        box=MARKDOWN,
     )
     for name, rounds in figures.items():
         ratio = statistics.median(ours / theirs for ours, theirs in zip(rounds, figures["empty FastAPI route"], strict=True))
         table.add_row(name, f"{statistics.median(rounds):.0f}", f"{ratio:.2f}")
     report.show(table)
-
-
-def _cpu_seconds(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)

@@ -104,6 +104,12 @@ class _Mail(socketserver.StreamRequestHandler):
         self.wfile.write(f"{line}\r\n".encode())
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this machine asked directly, whatever the environment says of the outside."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with Receiver() as receiver:
@@ -283,7 +289,7 @@ def test_a_silent_address_does_not_keep_the_process_alive(receiver: Receiver, tm
 
 
 def run(folder: Path, *arguments: str, url: str | None) -> subprocess.CompletedProcess[str]:
-    environment = service_environment("", folder, {"NOTIFY_URL": url, "NO_PROXY": "127.0.0.1"})
+    environment = service_environment("", folder, {"NOTIFY_URL": url})
     command = [sys.executable, "-m", "amo_receiver", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert MARK not in done.stdout + done.stderr

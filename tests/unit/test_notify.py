@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,16 +16,28 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from amo_receiver.errors import ConfigurationError
-from amo_receiver.notify import Conditions, Kind, Notifier, Outbox, dead_letters, name_of, reason, services
+from amo_receiver.notify import (
+    BUDGET,
+    MOST_BAD_ANSWERS,
+    UNREACHABLE_SECONDS,
+    Conditions,
+    Kind,
+    Notifier,
+    Outbox,
+    dead_letters,
+    name_of,
+    reason,
+    services,
+)
 from amo_receiver.settings import Settings, check, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 # Apprise imports it wherever there still is one.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
+SERVICE = Path(__file__).parents[2] / "service"
 MARK = "MARKEDsecretMARKED"
 BOT = f"tgram://123456789:{MARK}{MARK}/1234"
 DEAD, DOWN, BACK = Kind.DEAD_LETTERS, Kind.DATABASE_DOWN, Kind.DATABASE_BACK
@@ -334,6 +347,20 @@ def test_one_that_was_never_started_can_be_stopped() -> None:
     notifier = Notifier("syslog://")
     notifier.tell(DEAD, "x")
     notifier.stop()
+
+
+# What is written about it
+
+
+@pytest.mark.parametrize(("page", "heading"), [("README.md", "Notifications"), ("README.ru.md", "Уведомления")])
+def test_the_pages_list_what_is_told(page: str, heading: str) -> None:
+    """A row for each kind, by its subject, in the order of the code, with the numbers from which on it is told."""
+    section = (SERVICE / page).read_text("utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `([^`]+)` \|(.*)", section, flags=re.MULTILINE))
+    assert list(rows) == list(Kind)
+    assert all(str(level) in rows[kind] for level, kind in BUDGET.items())
+    assert str(MOST_BAD_ANSWERS) in rows[Kind.BUDGET_HALF]
+    assert f" {UNREACHABLE_SECONDS:.0f} " in rows[DOWN]
 
 
 # The settings

@@ -132,13 +132,8 @@ class StoredGauges:
         families = []
         if self._queue.rows and not self._queue.is_open:
             pending, due, age, dead = self._queue.rows[0]
-            gauges = {
-                table.QUEUE_PENDING: pending,
-                table.QUEUE_DUE: due,
-                table.QUEUE_AGE: max(float(age or 0), 0.0),
-                table.QUEUE_DEAD: dead,
-            }
-            families = [Family(definition, {(): value}) for definition, value in gauges.items()]
+            gauges = (table.QUEUE_PENDING, pending), (table.QUEUE_DUE, due), (table.QUEUE_AGE, float(age)), (table.QUEUE_DEAD, dead)
+            families = [Family(definition, {(): value}) for definition, value in gauges]
         if self._accounts.rows is not None:
             families.append(Family(table.ACCOUNTS_SILENT, {(): sum(row.silent for row in self._accounts.rows)}))
         return families

@@ -1,0 +1,201 @@
+"""When each alert fires, and when something that looks alike does not: series as promtool writes them, a value a minute.
+
+``1+2x10`` is 1 and ten further values, each 2 more; ``_`` is a scrape that brought nothing, ``stale`` a pod that is gone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Case(NamedTuple):
+    """What was scraped, and the minute at which the alert fires, or until which it does not."""
+
+    minute: int
+    series: dict[str, str]
+
+
+class Alert(NamedTuple):
+    """Cases in which an alert fires, and in which it does not, by what happened."""
+
+    fires: dict[str, Case]
+    quiet: dict[str, Case]
+
+
+A, B = 'namespace="crm", job="amo-webhooks", pod="a"', 'namespace="crm", job="amo-webhooks", pod="b"'
+SIGNED, TOKEN = "/api/webhooks/amo", "/api/webhooks/amo/{token}"
+
+
+def series(name: str, pod: str = A, **labels: str) -> str:
+    """Write the name of a pod's series."""
+    own = "".join(f', {label}="{value}"' for label, value in labels.items())
+    return f"{name}{{{pod}{own}}}"
+
+
+def deliveries(outcome: str, pod: str = A, route: str = TOKEN) -> str:
+    """Name the series of deliveries with this outcome."""
+    return series("amo_deliveries_total", pod, http_route=route, amo_outcome=outcome)
+
+
+def bad(outcome: str, pod: str = A, route: str = TOKEN) -> str:
+    """Name the series of bad answers that a pod remembers."""
+    return series("amo_answers_bad", pod, http_route=route, amo_outcome=outcome)
+
+
+def calls(error_type: str, pod: str = A) -> str:
+    """Name the series of database calls that ended so."""
+    return series("db_client_operation_duration_seconds_count", pod, db_operation_name="accept", error_type=error_type)
+
+
+def spans(outcome: str) -> str:
+    """Name the series of spans that were exported or dropped."""
+    return series("amo_span_exports_total", amo_outcome=outcome)
+
+
+def answers(within_1_second: str, all_of_them: str, pod: str = A) -> dict[str, str]:
+    """Return the series of a histogram of answers."""
+    bounds = {"1.0": within_1_second, "2.0": all_of_them, "+Inf": all_of_them}
+    return {series("http_server_request_duration_seconds_bucket", pod, le=bound): values for bound, values in bounds.items()}
+
+
+def refused(file: str) -> str:
+    """Name the series of refused changes of a file."""
+    return series("amo_reloads_total", amo_file=file, amo_outcome="failure")
+
+
+ALERTS = {
+    "AmoUnavailable": Alert(
+        {
+            "no pod is ready": Case(8, {series("amo_ready"): "1x3 0x6", series("amo_ready", B): "0x9"}),
+            "all pods are gone": Case(8, {series("amo_ready"): "1x3 stale"}),
+            "nothing was ever scraped": Case(3, {"up": "1x9"}),
+            "one installation of two is gone": Case(8, {series("amo_ready"): "1x3 stale", 'amo_ready{namespace="b"}': "1x9"}),
+        },
+        {
+            "one pod of two is ready": Case(8, {series("amo_ready"): "1x9", series("amo_ready", B): "0x9"}),
+            "pods were replaced": Case(8, {series("amo_ready"): "1x3 stale", series("amo_ready", B): "_x3 1x6"}),
+            "a restart takes a minute": Case(5, {series("amo_ready"): "1x3 0 1x5"}),
+        },
+    ),
+    "AmoDatabaseErrors": Alert(
+        {
+            "the database is away": Case(6, {calls("unreachable"): "0x2 0+4x9", calls(""): "0+60x2 120x9"}),
+            "each pod meets some": Case(5, {calls("timeout"): "0+2x9", calls("57P01", B): "0+2x9", calls(""): "0+50x9"}),
+        },
+        {
+            "events that cannot be written": Case(9, {calls("22003"): "0+9x9", calls("23514"): "0+9x9", calls("54000"): "0+9x9"}),
+            "two that waited for each other": Case(9, {calls("40P01"): "0+9x9", calls("40001"): "0+9x9"}),
+            "a failover of some seconds": Case(9, {calls("unreachable"): "0x2 40x9", calls(""): "0+60x9"}),
+            "few calls of many": Case(9, {calls("timeout"): "0+3x9", calls(""): "0+40x9", calls("", B): "0+40x9"}),
+        },
+    ),
+    "AmoAnswerBudgetAtRisk": Alert(
+        {
+            "half of it is gone": Case(40, {deliveries("Unavailable"): "0x10 0+2x30"}),
+            "spent over pods and restarts": Case(
+                60, {deliveries("Unavailable"): "0+0.5x30 0+0.5x40", deliveries("other", B): "0+1x30 stale"}
+            ),
+            "late answers": Case(5, {bad("Late"): "30x9", bad("Late", B): "30x9", deliveries("success"): "0+9x9"}),
+        },
+        {
+            "a third of it is gone": Case(80, {deliveries("Unavailable"): "0x10 0+1x35 35x40", bad("Unavailable"): "0x10 0+1x35 35x40"}),
+            "a few every hour": Case(700, {deliveries("Unavailable"): "0+0.3x700", deliveries("success"): "0+9x700"}),
+            "on the signed path": Case(80, {deliveries("other", route=SIGNED): "0+9x80", bad("other", route=SIGNED): "0+9x80"}),
+        },
+    ),
+    "AmoProcessingErrors": Alert(
+        {
+            "every fifteenth is not applied": Case(20, {deliveries("partial"): "0+2x20", deliveries("success"): "0+28x20"}),
+            "of a small shop, in two pods": Case(20, {deliveries("other"): "0+0.2x20", deliveries("Unavailable", B): "0+0.2x20"}),
+            "among strangers": Case(
+                20, {deliveries("partial"): "0+2x20", deliveries("success"): "0+18x20", deliveries("Unauthorized"): "0+90x20"}
+            ),
+        },
+        {
+            "few of many": Case(
+                20, {deliveries("partial"): "0+2x20", deliveries("success"): "0+24x20", deliveries("success", B): "0+24x20"}
+            ),
+            "two of a small shop": Case(40, {deliveries("partial"): "0x14 2x40", deliveries("success"): "0+1x40"}),
+            "one now and then": Case(80, {deliveries("partial"): "0+0.2x80", deliveries("success"): "0+1x80"}),
+            "strangers": Case(20, {deliveries("Unauthorized"): "0+90x20", deliveries("success"): "0+9x20"}),
+            "a pod that restarts": Case(30, {deliveries("partial"): "900x15 0x20", deliveries("success"): "900x15 0+9x20"}),
+        },
+    ),
+    "AmoSlowAnswers": Alert(
+        {
+            "every fiftieth is slow": Case(20, answers("0+49x20", "0+50x20")),
+            "in one pod of two": Case(20, answers("0+90x20", "0+100x20") | answers("0+100x20", "0+100x20", B)),
+        },
+        {
+            "one in two hundred": Case(20, answers("0+199x20", "0+200x20")),
+            "one slow answer of few": Case(15, answers("0+1x10 10+1x10", "0+1x10 11+1x10")),
+            "nobody sends": Case(20, answers("7x20", "9x20")),
+        },
+    ),
+    "AmoDeadLetters": Alert(
+        {
+            "given up after the last retry": Case(30, {series("amo_dead_letters_total", amo_attempt_kind="retry"): "0x20 1x40"}),
+            "of an entity that was not seen before": Case(
+                90, {series("amo_dead_letters_total", amo_entity="task"): "_x65 1x40", series("amo_queue_dead"): "5x65 6x40"}
+            ),
+            "more than the gauge shows": Case(30, {series("amo_dead_letters_total"): "0+1x40", series("amo_queue_dead"): "10000x40"}),
+            "the pod ended at once": Case(70, {series("amo_queue_dead"): "5x61 stale", series("amo_queue_dead", B): "_x61 6x40"}),
+        },
+        {
+            "those of last week are kept": Case(120, {series("amo_dead_letters_total"): "4x200", series("amo_queue_dead"): "9x200"}),
+            "a pod restarts": Case(90, {series("amo_dead_letters_total"): "4x80 0x40", series("amo_queue_dead"): "9x200"}),
+            "they are replayed": Case(90, {series("amo_queue_dead"): "9x60 0x200"}),
+        },
+    ),
+    "AmoBacklog": Alert(
+        {
+            "no worker runs": Case(
+                12, {series("amo_queue_age_seconds"): "0x5 60+60x20", series("amo_queue_age_seconds", B): "0x5 60+60x20"}
+            ),
+            "they do not keep up": Case(12, {series("amo_queue_age_seconds"): "0x5 150x20"}),
+        },
+        {
+            "they catch up": Case(20, {series("amo_queue_age_seconds"): "0x5 900x4 0x20"}),
+            "a worker that looks twice a minute": Case(40, {series("amo_queue_age_seconds"): "80x40", series("amo_queue_due"): "9x40"}),
+            "the database does not tell": Case(40, {series("amo_queue_age_seconds"): "0x5 900x2 _x40"}),
+        },
+    ),
+    "AmoBadSignatures": Alert(
+        {
+            "since a rotation": Case(1470, {deliveries("Unauthorized"): "0x1440 0+1x60", deliveries("success"): "0+9x1500"}),
+            "in two pods, both new": Case(30, {deliveries("Unauthorized"): "0+0.5x40", deliveries("Unauthorized", B): "0+0.5x40"}),
+            "four times as many as yesterday": Case(1470, {deliveries("Unauthorized"): "0+1x1440 1440+4x60"}),
+        },
+        {
+            "a few that guess": Case(60, {deliveries("Unauthorized"): "0x30 8x60", deliveries("success"): "0+9x100"}),
+            "one now and then": Case(1430, {deliveries("Unauthorized"): "0+0.5x1500", deliveries("success"): "0+9x1500"}),
+            "a pod restarts": Case(60, {deliveries("Unauthorized"): "90x20 0x60"}),
+        },
+    ),
+    "AmoAccountsSilent": Alert(
+        {"every pod sees one": Case(30, {series("amo_accounts_silent"): "0x5 1x30", series("amo_accounts_silent", B): "0x5 1x30"})},
+        {
+            "none is": Case(30, {series("amo_accounts_silent"): "0x40"}),
+            "one was, for a few minutes": Case(30, {series("amo_accounts_silent"): "0x20 1x4 0x20"}),
+        },
+    ),
+    "AmoReloadRefused": Alert(
+        {"a broken keyring": Case(30, {refused("keyring"): "0x20 1x40"})},
+        {
+            "good changes": Case(
+                30, {series("amo_reloads_total", amo_file="keyring", amo_outcome="success"): "0+1x40", refused("keyring"): "0x40"}
+            ),
+            "mended long ago, and a pod restarts": Case(120, {refused("mapping"): "1x80 0x40"}),
+        },
+    ),
+    "AmoTelemetryDropped": Alert(
+        {
+            "spans": Case(30, {spans("dropped"): "0x5 0+7x40"}),
+            "metrics": Case(30, {series("amo_metric_exports_total", amo_outcome="failure"): "0x5 0+1x40", spans("dropped"): "0x40"}),
+        },
+        {
+            "all arrive": Case(30, {spans("exported"): "0+9x40", series("amo_metric_exports_total", amo_outcome="success"): "0+1x40"}),
+            "the collector restarts": Case(40, {spans("dropped"): "0x9 50x40"}),
+        },
+    ),
+}
