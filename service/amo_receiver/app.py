@@ -52,6 +52,8 @@ WORKER_END_SECONDS = 5.0
 PRUNE_SECONDS = 3600.0
 QUOTA_SECONDS = 60.0
 CONDITIONS_SECONDS = 15.0
+FASTAPI_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's own is off, however the environment is set: its spans cost more than a delivery and hold the path with the token."""
 
 
 @dataclass
@@ -225,7 +227,14 @@ def create_app(settings: Settings | None = None, *, dev: bool = False) -> FastAP
                 await service.stop()
 
     docs = {"docs_url": "/docs" if settings.docs_enabled else None, "openapi_url": "/openapi.json" if settings.docs_enabled else None}
-    app = WebhookApp(lifespan=lifespan, redirect_slashes=False, redoc_url=None, exception_handlers=error_handlers(), **docs)  # type: ignore[arg-type]
+    app = WebhookApp(
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        exception_handlers=error_handlers(),
+        telemetry=FASTAPI_TELEMETRY,
+        **docs,  # type: ignore[arg-type]
+    )
     app.webhook = WebhookEndpoint(service.inbox, service.journal, settings)
     app.include_router(page_router(service.health))
     if settings.management_port is None:

@@ -205,7 +205,7 @@ def services(urls: str) -> list[Apprise]:
     for library in ("apprise", "urllib3"):
         logging.getLogger(library).propagate = False  # their lines quote addresses
     logging.getLogger("apprise").setLevel(logging.DEBUG)  # for ``reason``
-    from apprise import Apprise, AppriseAsset  # noqa: PLC0415 - most of a second and 28 MB, for those only who want it
+    from apprise import Apprise, AppriseAsset  # noqa: PLC0415 - most of a second and 26 MB, for those only who want it
 
     # Without a time limit of its own Apprise sends in our thread, and not in a pool that would keep the process alive.
     asset = AppriseAsset(app_id="amo-webhooks", service_timeout=0)

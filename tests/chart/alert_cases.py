@@ -79,7 +79,7 @@ ALERTS = {
     ),
     "AmoDatabaseErrors": Alert(
         {
-            "the database is away": Case(6, {calls("unreachable"): "0x2 0+4x9", calls(""): "0+60x2 120x9"}),
+            "the database is away": Case(7, {calls("unreachable"): "0x2 0+4x9", calls(""): "0+60x2 120x9"}),
             "each pod meets some": Case(5, {calls("timeout"): "0+2x9", calls("57P01", B): "0+2x9", calls(""): "0+50x9"}),
         },
         {
@@ -150,14 +150,14 @@ ALERTS = {
     "AmoBacklog": Alert(
         {
             "no worker runs": Case(
-                12, {series("amo_queue_age_seconds"): "0x5 60+60x20", series("amo_queue_age_seconds", B): "0x5 60+60x20"}
+                13, {series("amo_queue_age_seconds"): "0x5 60+60x20", series("amo_queue_age_seconds", B): "0x5 60+60x20"}
             ),
             "they do not keep up": Case(12, {series("amo_queue_age_seconds"): "0x5 150x20"}),
         },
         {
             "they catch up": Case(20, {series("amo_queue_age_seconds"): "0x5 900x4 0x20"}),
             "a worker that looks twice a minute": Case(40, {series("amo_queue_age_seconds"): "80x40", series("amo_queue_due"): "9x40"}),
-            "the database does not tell": Case(40, {series("amo_queue_age_seconds"): "0x5 900x2 _x40"}),
+            "the database does not tell": Case(40, {series("amo_queue_age_seconds"): "0x5 900x2 stale"}),
         },
     ),
     "AmoBadSignatures": Alert(
@@ -170,6 +170,9 @@ ALERTS = {
             "a few that guess": Case(60, {deliveries("Unauthorized"): "0x30 8x60", deliveries("success"): "0+9x100"}),
             "one now and then": Case(1430, {deliveries("Unauthorized"): "0+0.5x1500", deliveries("success"): "0+9x1500"}),
             "a pod restarts": Case(60, {deliveries("Unauthorized"): "90x20 0x60"}),
+            "twice as many as yesterday": Case(
+                1470, {deliveries("Unauthorized"): "0+0.5x1440 720+1.2x60", deliveries("success"): "0+9x1500"}
+            ),
         },
     ),
     "AmoAccountsSilent": Alert(

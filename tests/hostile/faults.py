@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from hostile.story import HOT_CARDS
+from hostile.story import ACCOUNTS, HOT_CARDS
 from servers import connect
 
 if TYPE_CHECKING:
@@ -68,6 +68,16 @@ class Place:
             ("Postgres restarted, fast", lambda: self._restarted("fast")),
             ("Postgres restarted, immediate", lambda: self._restarted("immediate")),
         ]
+
+    async def keep_locked(self, lead: int) -> None:
+        """Hold a lead for longer than the three attempts of an event take, and take it again where Postgres was restarted."""
+        while True:
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                async with connect(self.database_url) as holder, holder.transaction():
+                    while True:
+                        await holder.execute("SELECT FROM leads WHERE account_id = $1 AND id = $2 FOR UPDATE", ACCOUNTS[0], lead)
+                        await asyncio.sleep(0.5)
+            await asyncio.sleep(0.1)
 
     async def _killed(self, children: Sequence[Child]) -> None:
         child = self.pick.choice(children)

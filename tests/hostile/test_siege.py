@@ -19,7 +19,7 @@ from hostile.clocks import Clock, library
 from hostile.faults import OFFSETS, Place
 from hostile.report import SEED
 from hostile.senders import CUT_OFF, LATE, Senders
-from hostile.story import Ending, Story
+from hostile.story import HOT_CARDS, Ending, Story
 from hostile.watched import MOST_MIB, STUMBLES, resident_mib
 from servers import connect
 
@@ -129,10 +129,14 @@ def acknowledged(answers: Iterable[Answer]) -> Iterator[Post]:
 async def besiege(place: Place, senders: Senders, report: Report) -> Siege:
     """Send and let everything go wrong until the time is over and all that is under way has been answered or given up."""
     siege = Siege(place, senders, report)
+    lead = place.pick.choice(HOT_CARDS)
+    report.say(f"lead {lead} is locked throughout")
     async with asyncio.TaskGroup() as group:
         group.create_task(senders.run())
+        lock = group.create_task(place.keep_locked(lead))
         await siege.rage()
         senders.ended = True
+        lock.cancel()
     return siege
 
 

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from email import message_from_string
+from email.policy import default
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
 
+import httpx
 import pytest
 
 from amo_receiver.commands.doctor import settings_findings
@@ -20,11 +23,13 @@ from amo_receiver.embedded.folder import free_port
 from amo_receiver.embedded.processes import wait_until
 from amo_receiver.notify import Kind, Notifier
 from amo_receiver.settings import Settings, load_settings
-from servers import service_environment
+from servers import WEBHOOK_TOKEN, run_sql, service_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from conftest import StartService
 
 # Apprise imports it wherever there still is one.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
@@ -189,12 +194,13 @@ def test_when_the_interval_is_over_the_others_are_told(receiver: Receiver) -> No
 
 
 def test_a_mail_is_sent(mail_server: Any) -> None:
-    """With the subject as its subject."""
-    told(Notifier(mail_server.url), "one")
-    [mail] = mail_server.mails
-    assert "To: boss@example.com" in mail
-    assert "amo-webhooks on " in mail
-    assert "UTC: one" in mail
+    """With the kind in its subject, and a text that is no markup."""
+    told(Notifier(mail_server.url), "one <b> & two\nlines")
+    [mail] = (message_from_string(each, policy=default) for each in mail_server.mails)
+    assert mail["To"] == "boss@example.com"
+    assert re.fullmatch(r"amo-webhooks on \S+: dead letters", mail["Subject"])
+    assert mail.get_content_type() == "text/plain"
+    assert mail.get_content().strip().partition(" UTC: ")[2] == "one <b> & two\nlines"
 
 
 # What goes wrong
@@ -283,6 +289,36 @@ def test_a_silent_address_does_not_keep_the_process_alive(receiver: Receiver, tm
         assert arrived(receiver, 1)
         assert process.communicate("\n", timeout=PATIENCE_SECONDS)[0] == "ended\n"
     assert not receiver.silent.is_set()
+
+
+# In a service
+
+
+def test_a_service_tells_of_a_body_that_it_cannot_read(receiver: Receiver, start_service: StartService, database_url: str) -> None:
+    """By the event's kind, its error and its id; nothing of the body or the address shows, in the log neither."""
+    service = start_service(database_url, env={"NOTIFY_URL": receiver.url, "LOG_LEVEL": "DEBUG"})
+    body = f"leads[add][0][name]={MARK}&leads[add][0][id]=" + "[" * 40
+    answer = httpx.post(f"{service.url}/api/webhooks/amo/{WEBHOOK_TOKEN}", content=body.encode() + b"\xff", trust_env=False)
+    assert answer.json()["status"] == "partial"
+    assert arrived(receiver, 1)
+    [row] = run_sql(database_url, "SELECT id::text FROM events WHERE state = 'dead'")
+    sentence = f"1 × unparsed (Unparsable), the first is event {row['id']}. See them: amo-webhooks events list --state dead"
+    assert receiver.texts[0].partition(" UTC: ")[2] == sentence
+    assert MARK not in repr(receiver.messages)
+    service.end()
+    assert MARK not in service.log
+
+
+def test_a_service_ends_although_the_address_is_silent(receiver: Receiver, start_service: StartService, database_url: str) -> None:
+    """What waits is tried for a few seconds at most."""
+    service = start_service(database_url, env={"NOTIFY_URL": receiver.url})
+    receiver.silent.clear()
+    for body in (b"\xff", b"\xfe"):
+        httpx.post(f"{service.url}/api/webhooks/amo/{WEBHOOK_TOKEN}", content=body, trust_env=False)
+    assert arrived(receiver, 1)
+    service.end()
+    assert not receiver.silent.is_set()
+    assert service.process.returncode == 0
 
 
 # What a person is told

@@ -154,6 +154,7 @@ def test_a_body_with_nothing_in_it_has_no_events(document: dict[str, Any]) -> No
         {"x": "1"},
         {'{"leads":{"add":[]}}': ""},
         {"hello world": ""},
+        {"": ""},
         {"leads": "1"},
         {"leads": ["1"]},
         {"leads": [{"id": 1}]},
@@ -212,7 +213,7 @@ def test_an_unusable_item_keeps_what_was_sent() -> None:
     in_list, instead_of_list = Problem("leads.add[0]", NO_OBJECT), Problem("leads.add", NO_LIST)
     assert read({"leads": {"add": ["x"]}}) == [Item("leads.add[0]", "leads", "add", "", None, None, {"value": "x"}, in_list)]
     assert read({"leads": {"add": {"id": 1}}}) == [Item("leads.add", "leads", "add", "", None, None, {"value": {"id": 1}}, instead_of_list)]
-    assert read({"task": {"add": ["x"]}}) == [Item("task.add[0]", "task", "add", "", None, None, {"value": "x"})]
+    assert read({"task": {"add": ["x"]}}) == [Item("task.add[0]", "task", "add", "", None, None, {"value": "x"}, None, ahead=False)]
 
 
 @pytest.mark.parametrize(
@@ -431,8 +432,9 @@ def test_an_unusable_item_may_be_a_duplicate() -> None:
 
 def test_a_position_is_shown_only_while_it_is_one() -> None:
     """A number of up to eight digits stands in the path as sent; what else is in its place may be personal, and is counted instead."""
-    sent = {position: {"id": 1} for position in ("5", "12345678", "+79990001122", "123456789", "Иван")}
-    assert [item.path.removeprefix("task.add") for item in read({"task": {"add": sent}})] == ["[5]", "[12345678]", "[2]", "[3]", "[4]"]
+    sent = {position: {"id": 1} for position in ("5", "12345678", "+79990001122", "123456789", "Иван", "", "٧")}
+    places = [item.path.removeprefix("task.add") for item in read({"task": {"add": sent}})]
+    assert places == ["[5]", "[12345678]", "[2]", "[3]", "[4]", "[5]", "[6]"]
 
 
 def test_an_undated_event_is_never_a_duplicate() -> None:

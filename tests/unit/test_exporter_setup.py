@@ -261,6 +261,7 @@ def test_the_queue_s_variables_are_followed(sink: OtlpSink, environment: pytest.
     for _ in range(7):
         accept(telemetry)
     assert telemetry.exporter
+    assert telemetry.exporter._limits.delay_seconds == 3600
     telemetry.stop(60)
     assert (telemetry.exporter.exported, telemetry.exporter.dropped) == (5, 2)
     assert [len(request.export.resource_spans[0].scope_spans[0].spans) for request in sink.received] == [2, 2, 1]

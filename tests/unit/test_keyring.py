@@ -342,6 +342,19 @@ def test_the_report_tells_every_key_and_no_secret() -> None:
     assert "MARKED" not in json.dumps(report)
 
 
+def test_the_environment_s_secret_is_reported_as_the_current_one() -> None:
+    """It has no other state, and no span."""
+    ring = Keyring.build(environment_source(CLIENT, "one"), {}, None, None)
+    key = {
+        "kind": "client_secret",
+        "fingerprint": signing_key("one").fingerprint,
+        "state": "current",
+        "not_before": None,
+        "not_after": None,
+    }
+    assert ring.report() == [{"source": "default", "generation": 0, "keys": [key]}]
+
+
 def test_no_secret_shows_in_a_representation_or_an_error() -> None:
     """The repr and str of key, source, match and keyring, and every refusal, are free of secrets."""
     keys = (signing_key(MARK), url_key(MARK), signing_key(MARK + "old", not_after=NOW))

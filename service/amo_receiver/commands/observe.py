@@ -50,11 +50,12 @@ def default_folder() -> Path:
 
 
 @contextmanager
-def observing(node: Path, folder: Path) -> Iterator[str]:
+def observing(node: Path | None = None, folder: Path | None = None) -> Iterator[str]:
     """Run the viewer, and yield the address at which it takes OTLP/HTTP and shows what it got: port 4318, or the next free one.
 
-    :raises CommandError: it could not be fetched or started.
+    :raises CommandError: it could not be fetched or started, or Node.js is not installed.
     """
+    node, folder = node or find_node(), folder or default_folder()
     _fetch(node, folder)
     with (
         TemporaryFile() as log,
@@ -91,7 +92,7 @@ def _fetch(node: Path, folder: Path) -> None:
     typer.echo(f"Fetching {VIEWER} {VERSION} into {folder}, this once ...")
     folder.mkdir(parents=True, exist_ok=True)
     npm = [node / "bin" / "node", node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"]
-    options = ["--prefix", folder, "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
+    options = [f"--prefix={folder}", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
     done = subprocess.run([*npm, "install", *options, f"{VIEWER}@{VERSION}"], cwd=folder, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise CommandError(f"{VIEWER} could not be fetched; what npm says about it is above.")

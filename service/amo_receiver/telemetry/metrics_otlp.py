@@ -49,7 +49,7 @@ class OtlpMetricsCollector:
     def post(self, families: Sequence[Family], started_at: float) -> str:
         """Post all metrics, repeated as OTLP asks for within ``OTEL_EXPORTER_OTLP_TIMEOUT``."""
         now_ns = time.time_ns()
-        metrics = [_metric(family, int(started_at * 1e9), now_ns) for family in families]
+        metrics = [_metric(family, int(started_at * 1e9), now_ns) for family in families if family.values]
         of_scope = ScopeMetrics(self._scope, metrics, "")
         data = MetricsData([ResourceMetrics(self._resource, [of_scope], "")])
         return "" if self._exporter.export(data) is MetricExportResult.SUCCESS else "the collector did not take them"

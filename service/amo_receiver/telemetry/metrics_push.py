@@ -76,9 +76,14 @@ class Push:
             self._tell(trouble)
 
     def _post(self, loop: asyncio.AbstractEventLoop) -> str:
-        reading = asyncio.run_coroutine_threadsafe(self._read(), loop)
+        reading = self._read()
         try:
-            return self._collector.post(reading.result(READ_SECONDS), self._metrics.started_at)
+            families = asyncio.run_coroutine_threadsafe(reading, loop)
+        except RuntimeError:
+            reading.close()
+            raise
+        try:
+            return self._collector.post(families.result(READ_SECONDS), self._metrics.started_at)
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on
             return type(error).__name__
 

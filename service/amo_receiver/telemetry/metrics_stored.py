@@ -37,11 +37,11 @@ PLANNER = f"""
     SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true), set_config('jit', 'off', true),
            set_config('statement_timeout', '{STATEMENT_TIMEOUT_MS}', true)"""
 
-QUEUE = """
-    SELECT (SELECT count(*) FROM (SELECT FROM events WHERE state = 'pending' LIMIT :most) p) AS pending,
-           (SELECT count(*) FROM (SELECT FROM events WHERE state = 'pending' AND available_at <= now() LIMIT :most) d) AS due,
+QUEUE = f"""
+    SELECT (SELECT count(*) FROM (SELECT FROM events WHERE state = 'pending' LIMIT {MOST_COUNTED}) p) AS pending,
+           (SELECT count(*) FROM (SELECT FROM events WHERE state = 'pending' AND available_at <= now() LIMIT {MOST_COUNTED}) d) AS due,
            (SELECT coalesce(extract(epoch FROM greatest(now() - min(available_at), '0')), 0) FROM events WHERE state = 'pending') AS age,
-           (SELECT count(*) FROM (SELECT FROM events WHERE state = 'dead' LIMIT :most) d) AS dead"""
+           (SELECT count(*) FROM (SELECT FROM events WHERE state = 'dead' LIMIT {MOST_COUNTED}) d) AS dead"""
 
 # The first 48 bits of a UUIDv7 are its milliseconds.
 WEEK = f"interval '{SILENT_DAYS} days'"
@@ -68,9 +68,9 @@ ACCOUNTS = f"""
 class Question:
     """One query, asked at most every so many seconds; who wants to know meanwhile shares its answer. No answer is None."""
 
-    def __init__(self, statement: str, seconds: float, engine: AsyncEngine, ticks: Callable[[], float], **parameters: Any) -> None:
+    def __init__(self, about: str, statement: str, seconds: float, engine: AsyncEngine, ticks: Callable[[], float]) -> None:
+        self._about = about
         self._statement = text(statement)
-        self._parameters = parameters
         self._seconds = seconds
         self._engine = engine
         self._ticks = ticks
@@ -95,7 +95,7 @@ class Question:
         try:
             async with self._engine.begin() as connection:
                 await connection.execute(text(PLANNER))
-                self.rows = (await connection.execute(self._statement, self._parameters)).all()
+                self.rows = (await connection.execute(self._statement)).all()
         except Exception as error:  # noqa: BLE001 - the database may be away
             self.rows = None
             self._tell(describe(error))
@@ -104,8 +104,8 @@ class Question:
         self._due = self._ticks() + (QUEUE_SECONDS if self.rows is None else self._seconds)
 
     def _tell(self, trouble: str) -> None:
-        if trouble and trouble != self._trouble:
-            log.warning("Some metrics are missing: the database does not tell them", error=trouble)
+        if trouble and not self._trouble:
+            log.warning("Metrics about the %s are missing: the database does not tell them", self._about, error=trouble)
         self._trouble = trouble
 
 
@@ -113,8 +113,8 @@ class StoredGauges:
     """What the database knew when it was asked last."""
 
     def __init__(self, engine: AsyncEngine, *, ticks: Callable[[], float] = time.monotonic) -> None:
-        self._queue = Question(QUEUE, QUEUE_SECONDS, engine, ticks, most=MOST_COUNTED)
-        self._accounts = Question(ACCOUNTS, ACCOUNTS_SECONDS, engine, ticks)
+        self._queue = Question("queue", QUEUE, QUEUE_SECONDS, engine, ticks)
+        self._accounts = Question("accounts", ACCOUNTS, ACCOUNTS_SECONDS, engine, ticks)
         self._silent: frozenset[str] = frozenset()
 
     async def refresh(self) -> None:
