@@ -95,11 +95,13 @@ ALERTS = {
             "spent over pods and restarts": Case(
                 60, {deliveries("Unavailable"): "0+0.5x30 0+0.5x40", deliveries("other", B): "0+1x30 stale"}
             ),
+            "amoCRM with a wrong token": Case(80, {deliveries("Unauthorized"): "0+1x80", bad("Unauthorized"): "0+1x80"}),
             "late answers": Case(5, {bad("Late"): "30x9", bad("Late", B): "30x9", deliveries("success"): "0+9x9"}),
         },
         {
             "a third of it is gone": Case(80, {deliveries("Unavailable"): "0x10 0+1x35 35x40", bad("Unavailable"): "0x10 0+1x35 35x40"}),
             "a few every hour": Case(700, {deliveries("Unavailable"): "0+0.3x700", deliveries("success"): "0+9x700"}),
+            "strangers": Case(80, {deliveries("Unauthorized"): "0+9x80", bad("Unauthorized"): "0x80"}),
             "on the signed path": Case(80, {deliveries("other", route=SIGNED): "0+9x80", bad("other", route=SIGNED): "0+9x80"}),
         },
     ),

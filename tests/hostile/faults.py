@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import signal
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -112,12 +111,11 @@ class Place:
     async def _locked(self) -> None:
         cards = self.pick.sample(HOT_CARDS, 5)
         seconds = self.pick.uniform(1, LONG_SECONDS)
-        started = time.monotonic()
         with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):  # Postgres may be restarted meanwhile
             async with connect(self.database_url) as holder, holder.transaction():
                 for entity in ("leads", "contacts"):
-                    await holder.execute(f"SELECT FROM {entity} WHERE id = ANY($1) ORDER BY account_id, id FOR UPDATE", cards)
-                await asyncio.sleep(seconds - (time.monotonic() - started))
+                    await holder.execute(f"SELECT FROM {entity} WHERE id = ANY($1) ORDER BY account_id, id FOR UPDATE SKIP LOCKED", cards)
+                await asyncio.sleep(seconds)
 
     async def _clock_stepped(self) -> None:
         self.pick.choice(self.clocks).set(self.pick.choice(OFFSETS))

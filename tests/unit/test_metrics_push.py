@@ -189,11 +189,13 @@ async def test_a_collector_that_refuses_is_counted_and_asked_again(
     assert told == ["Metrics are not exported", "Metrics are exported again"]
 
 
-async def test_an_end_does_not_wait_for_a_collector_that_hangs(metrics: Metrics, sink: OtlpSink) -> None:
+async def test_an_end_does_not_wait_for_a_collector_that_hangs(metrics: Metrics, sink: OtlpSink, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would hold up the whole process; the thread does not keep it alive either."""
     released = threading.Event()
     sink.always = Answer(when=released)
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "10")
     push = started(metrics)
+    await soon(lambda: sink.received, "a push that hangs")
     await stopped(push, 0.01)
     left = [thread for thread in threading.enumerate() if thread.name == "metric-export"]
     assert [thread.daemon for thread in left] == [True]

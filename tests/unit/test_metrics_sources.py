@@ -37,7 +37,7 @@ def attached(
     engine: AsyncEngine, is_ready: Callable[[], bool] = lambda: True, spans: Callable[[], tuple[int, int, int]] = lambda: (5, 3, 2)
 ) -> Metrics:
     metrics = Metrics()
-    metrics.attach(Sources(engine, is_ready, spans, "0001"))
+    metrics.attach(Sources(engine, is_ready, spans, "0001", "205d903"))
     return metrics
 
 
@@ -49,7 +49,7 @@ async def test_what_the_process_says_of_itself(engine: AsyncEngine) -> None:
     expected: dict[Sample, float] = {
         sample("amo_up"): 1,
         sample("amo_ready"): 0,
-        sample("amo_build_info", service_version=version("amo-webhooks"), amo_schema_revision="0001"): 1,
+        sample("amo_build_info", service_version=version("amo-webhooks"), vcs_ref_head_revision="205d903", amo_schema_revision="0001"): 1,
         sample("amo_span_exports_total", amo_outcome="exported"): 5,
         sample("amo_span_exports_total", amo_outcome="dropped"): 3,
         sample("amo_span_queue"): 2,

@@ -80,6 +80,7 @@ class WebhookEndpoint:
 
     async def _accept(self, arrival: Arrival, scope: Scope, receive: Receive) -> Outcome:
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        arrival.agent = headers.get(b"user-agent", b"")
         arrival.permit = permit = self._verify(_token(scope), headers)
         kept = _kept(headers)
         self._journal.verified(arrival, kept)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+AMOCRM = b"amoCRM-Web"
+"""How the agents of amoCRM and Kommo have called themselves since 2016; anybody can, but those who scan the internet do not."""
 MOST_EVENTS = 20
 MOST_PROBLEMS = 3
 WORD = re.compile(r"[a-z_]{0,40}")
@@ -94,7 +96,8 @@ class Journal:
         self._end(arrival, 200, "partial" if outcome.problems else "success")
 
     def _end(self, arrival: Arrival, status: int, outcome: str) -> None:
-        self._metrics.answered(arrival.route, status, outcome, self._clock() - arrival.received_at)
+        stranger = arrival.permit is None and not arrival.agent.startswith(AMOCRM)
+        self._metrics.answered(arrival.route, status, outcome, self._clock() - arrival.received_at, stranger=stranger)
         span, permit, delivery = arrival.span, arrival.permit, arrival.delivery
         if self._tracing is None or span is None or permit is None:
             return

@@ -63,7 +63,8 @@ class Permit:
 class Arrival:
     """One request on its way: when its first byte came (unix nanoseconds), until when it is to be answered (loop time), its route.
 
-    The rest is known as it goes on: whose it is, its span (where there is tracing), the delivery it makes.
+    ``agent`` is what the sender calls itself. The rest is known as it goes on: whose it is, its span (where there is tracing), the
+    delivery it makes.
     """
 
     at_ns: int
@@ -72,6 +73,7 @@ class Arrival:
     permit: Permit | None = None
     span: OpenSpan | None = None
     delivery: Delivery | None = None
+    agent: bytes = b""
 
     @property
     def received_at(self) -> float:

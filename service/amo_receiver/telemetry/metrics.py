@@ -106,14 +106,18 @@ class Metrics:
 
     # Acceptance
 
-    def answered(self, route: str, status: int | None, outcome: str, seconds: float) -> None:
-        """Count a request; ``outcome``: success, partial or the error's type; ``status`` None: nobody was left to be answered."""
+    def answered(self, route: str, status: int | None, outcome: str, seconds: float, *, stranger: bool = False) -> None:
+        """Count a request; ``outcome``: success, partial or the error's type; ``status`` None: nobody was left to be answered.
+
+        A bad answer to a ``stranger``, who does not even say that it is amoCRM, is none that amoCRM counts.
+        """
         if outcome in ACCEPTED:
             if seconds > LATE_SECONDS:
                 self._bad.add((route, LATE))
         else:
             outcome = outcome if outcome in REFUSED else OTHER
-            self._bad.add((route, outcome))
+            if not stranger:
+                self._bad.add((route, outcome))
         self._deliveries.add((route, outcome))
         self._durations.observe(_request(route, status, outcome), seconds)
 

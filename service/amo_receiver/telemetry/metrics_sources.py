@@ -33,7 +33,8 @@ class Sources:
     engine: AsyncEngine
     is_ready: Callable[[], bool]
     spans: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
-    revision: str = ""
+    schema_revision: str = ""
+    source_revision: str = ""
     _stored: StoredGauges = field(init=False)
     _failed: set[str] = field(default_factory=set)
 
@@ -63,7 +64,7 @@ class Sources:
         return families
 
     def _process(self) -> list[Family]:
-        build = (version(DISTRIBUTION), self.revision)
+        build = (version(DISTRIBUTION), self.source_revision, self.schema_revision)
         return [Family(table.UP, {(): 1}), Family(table.READY, {(): int(self.is_ready())}), Family(table.BUILD_INFO, {build: 1})]
 
     def _pool(self) -> list[Family]:

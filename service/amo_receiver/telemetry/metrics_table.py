@@ -145,8 +145,8 @@ LOOP_LAG = Definition(
 UP = Definition("amo.up", "gauge", "{process}", (), "1 while the process runs.")
 READY = Definition("amo.ready", "gauge", "{process}", (), "1 when ready (see /readyz), else 0.")
 BUILD_INFO = Definition(
-    "amo.build.info", "gauge", "{process}", ("service.version", "amo.schema.revision"),
-    "1, with this release's version and the revision of the database that it was made for.",
+    "amo.build.info", "gauge", "{process}", ("service.version", "vcs.ref.head.revision", "amo.schema.revision"),
+    "1, with this release's version, the revision of its source where it is known, and that of the database that it was made for.",
 )  # fmt: skip
 
 DEFINITIONS = tuple(value for value in globals().values() if isinstance(value, Definition))
