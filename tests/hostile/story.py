@@ -21,9 +21,12 @@ OTHERS = range(1001, 3001)
 AHEAD_SECONDS = 600
 KINDS = {"full": 40, "partial": 25, "undated": 15, "delete": 6, "delete undated": 4, "restore": 6, "restore undated": 4}
 STORED = """
-    SELECT e.id, e.account_id, e.occurred_at, e.received_at, e.state, e.last_error, (e.payload->>'serial')::int AS serial,
-           (SELECT count(*) FROM attempts a WHERE a.account_id = e.account_id AND a.event_id = e.id AND a.outcome = 'applied') AS applied
-    FROM events e WHERE e.payload ? 'serial'"""
+    SELECT e.id, e.account_id, e.occurred_at, e.received_at, e.state, e.last_error, (e.payload->>'serial')::int AS serial, t.*
+    FROM events e CROSS JOIN LATERAL (
+        SELECT count(*) FILTER (WHERE outcome = 'applied') AS applied,
+               string_agg(concat_ws(' ', to_char(started_at, 'HH24:MI:SS'), kind, number, outcome, error), ', ' ORDER BY id) AS attempts
+        FROM attempts a WHERE a.account_id = e.account_id AND a.event_id = e.id) t
+    WHERE e.payload ? 'serial'"""
 
 
 class Story:
@@ -97,8 +100,8 @@ class Ending:
 
     def require_each_applied_once(self) -> None:
         """Require that no event is pending, dead, applied by two attempts, or, if it has a time, stored twice."""
-        open_ones = [(event["id"], event["state"], event["last_error"]) for event in self._events if event["state"] != "processed"]
-        assert not open_ones, f"{len(open_ones)} not processed, such as {open_ones[:5]}"
+        open_ones = [event for event in self._events if event["state"] != "processed"]
+        assert not open_ones, f"{len(open_ones)} not processed:\n" + "\n".join(f"{event}" for event in open_ones[:5])
         assert not [event["id"] for event in self._events if event["applied"] > 1]
         dated = [(event["serial"], event["occurred_at"]) for event in self._events if event["occurred_at"]]
         assert len(dated) == len(set(dated)), f"{len(dated) - len(set(dated))} stored twice"

@@ -170,7 +170,7 @@ def test_the_picture_shows_the_first_panels(watched: tuple[Prometheus, Load]) ->
 
     def ask(expression: str) -> list[dict[str, Any]]:
         query = Query(DASHBOARDS[0], "", expression.replace("$__rate_interval", "15s"), "").asked()
-        span = {"start": start + seconds / 6, "end": time.time(), "step": max(seconds / 90, 0.5)}
+        span = {"start": start + seconds / 6, "end": start + max(seconds, 4), "step": max(seconds / 90, 0.5)}
         found: list[dict[str, Any]] = prometheus.ask("query_range", query=query, **span)["result"]
         return found
 
