@@ -77,7 +77,8 @@ class _Webhook(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         receiver = self.server.receiver
-        receiver.messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        receiver.messages.append(body | {"by": self.headers["User-Agent"]})
         receiver.silent.wait(PATIENCE_SECONDS * 2)
         self.send_response(receiver.answers.popleft() if receiver.answers else 200)
         self.end_headers()
@@ -151,13 +152,14 @@ def told(notifier: Notifier, *sentences: str) -> None:
 
 
 async def test_a_message_says_where_when_and_what(receiver: Receiver) -> None:
-    """Its subject has the machine and the kind, its text the time and the sentence."""
+    """Its subject has the machine and the kind, its text the time and the sentence; it comes in this program's name."""
     notifier = Notifier(receiver.url)
     notifier.start()
     notifier.tell(DEAD, "3 × leads.update")
     assert arrived(receiver, 1)
     notifier.stop()
     assert len(receiver.messages) == 1
+    assert receiver.messages[0]["by"] == "amo-webhooks"
     assert re.fullmatch(r"amo-webhooks on \S+: dead letters", receiver.messages[0]["title"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC: 3 × leads\.update", receiver.texts[0])
 
@@ -238,6 +240,14 @@ def test_a_message_that_nobody_takes_is_given_up_and_logged_without_the_address(
     fields: Any = record.__dict__["fields"]
     assert fields == {"service": "JSON", "reason": "answered 401", "error_type": "NotificationNotSent"}
     assert [text.partition("UTC: ")[2] for text in receiver.texts] == ["lost"] * 3 + ["taken"]
+
+
+def test_at_the_end_a_message_is_tried_once(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever stops the service does not wait for the pauses between the tries, and the log says what was lost."""
+    receiver.answers.append(500)
+    told(Notifier(receiver.url, pauses_seconds=(LONG_SECONDS,)), "one")
+    assert len(receiver.messages) == 1
+    assert reasons(caplog) == ["answered 500"]
 
 
 def reasons(caplog: pytest.LogCaptureFixture) -> list[str]:

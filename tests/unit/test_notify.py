@@ -8,7 +8,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -27,6 +27,7 @@ from amo_receiver.notify import (
     dead_letters,
     name_of,
     reason,
+    send,
     services,
 )
 from amo_receiver.settings import Settings, check, load_settings
@@ -169,6 +170,8 @@ class World:
     ("counts", "expected"),
     [
         ([0, 49], []),
+        ([50], [Kind.BUDGET_HALF]),
+        ([80], [Kind.BUDGET_LOW]),
         ([49, 50, 51, 79], [Kind.BUDGET_HALF]),
         ([50, 80, 99, 200], [Kind.BUDGET_HALF, Kind.BUDGET_LOW]),
         ([0, 90], [Kind.BUDGET_LOW]),
@@ -272,6 +275,17 @@ def test_of_the_library_s_own_words_only_the_reason_is_shown(line: str, said: st
     assert reason([line]) == said
 
 
+def test_a_service_whose_code_fails_is_one_that_did_not_take_the_message() -> None:
+    """The error's type says so: its message quotes anything, and raised it would end the thread."""
+
+    class Broken:
+        def notify(self, *_: object, **__: object) -> bool:
+            raise RuntimeError(MARK)
+
+    broken: Any = Broken()
+    assert send(broken, "subject", "text") == "RuntimeError"
+
+
 # Where to
 
 
@@ -300,8 +314,8 @@ def lines() -> Iterator[Lines]:
 @pytest.mark.parametrize("between", [" ", ",", ", ", ";", "\n", " ,\n "])
 def test_several_addresses_are_separated_as_apprise_does(between: str) -> None:
     """A comma inside an address is a part of it."""
-    urls = between.join(["syslog://", "mailto://me:pw@example.com?to=a@example.com,b@example.com", BOT])
-    assert [name_of(service) for service in services(f" {urls}\n")] == ["Syslog", "E-Mail", "Telegram"]
+    urls = between.join(["Syslog://", "mailto://me:pw@example.com?to=a@example.com,b@example.com", BOT, "JSON://example.com"])
+    assert [name_of(service) for service in services(f" {urls}\n")] == ["Syslog", "E-Mail", "Telegram", "JSON"]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class Sources:
                 families += read()
             except Exception as error:  # noqa: BLE001 - the others are needed all the more
                 if read.__name__ not in self._failed:
-                    log.warning("Some metrics are missing", part=read.__name__, error_type=type(error).__name__)
+                    log.warning("Metrics about the %s are missing: %s", read.__name__.strip("_").replace("_", " "), type(error).__name__)
                 self._failed.add(read.__name__)
         return families
 
