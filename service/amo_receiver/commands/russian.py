@@ -268,6 +268,7 @@ ANSWERS = {
     "The body has more than {number} bytes.": "в теле больше {number} байт",
     "The body did not arrive in time.": "тело не пришло вовремя",
     "Too many requests in flight.": "слишком много запросов одновременно",
+    "Too many events in flight.": "слишком много событий одновременно",
     "The database did not answer in time.": "база данных не ответила вовремя",
     "The database is not available.": "база данных недоступна",
     "The database refused the delivery.": "база данных отвергла запрос",

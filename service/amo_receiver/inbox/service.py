@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from amo_receiver.settings import Settings
     from amo_receiver.telemetry.spans import OpenSpan
 
+MOST_PARSED_BYTES = 4 * 1024 * 1024
+"""Of bodies that are parsed and not yet answered: events take some fifteen times the memory of their body, and a processor's time."""
+
 
 @dataclass(slots=True)
 class Reloadable:
@@ -92,6 +95,7 @@ class Inbox:
         self._quota = quota
         self._requests = 0
         self._bytes = 0
+        self._parsed_bytes = 0
 
     def verify_signed(self, client_uuid: str, signature: str, account_id: str) -> Permit:
         """Return the permit of a signed request, before its body is read; Unauthorized otherwise."""
@@ -118,9 +122,15 @@ class Inbox:
 
     async def accept(self, arrival: Arrival, permit: Permit, headers: Headers, body: bytes) -> Outcome:
         """Return once the delivery and its events are committed; the arrival learns of the delivery."""
-        arrival.delivery = self._open(permit, headers, body, arrival.received_at)
-        arrival.delivery.span = arrival.span
-        return await self._batches.submit(arrival.delivery, arrival.deadline)
+        if self._parsed_bytes and self._parsed_bytes + len(body) > MOST_PARSED_BYTES:
+            raise Unavailable("Too many events in flight.", retry_after=1)
+        self._parsed_bytes += len(body)
+        try:
+            arrival.delivery = self._open(permit, headers, body, arrival.received_at)
+            arrival.delivery.span = arrival.span
+            return await self._batches.submit(arrival.delivery, arrival.deadline)
+        finally:
+            self._parsed_bytes -= len(body)
 
     def _open(self, permit: Permit, headers: Headers, body: bytes, received_at: float) -> Delivery:
         delivery = open_delivery(permit.account_id or "", received_at, permit.credential, headers, body)
