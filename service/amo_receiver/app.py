@@ -6,6 +6,7 @@ import asyncio
 import gc
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -68,7 +69,10 @@ class Service:
     def __post_init__(self) -> None:
         """Wire the parts; nothing connects yet."""
         settings = self.settings
-        directory = KeyringDirectory(settings.amocrm_keyring_dir) if settings.amocrm_keyring_dir else None
+        self.metrics = Metrics()
+        directory = None
+        if settings.amocrm_keyring_dir:
+            directory = KeyringDirectory(settings.amocrm_keyring_dir, on_refused=partial(self.metrics.reloaded, "keyring", is_good=False))
         self.watch = Watch()
         if directory:  # watched before it is read for the first time, or a change in between would be missed
             self.watch.add(directory.revision, lambda: self._reload_keyring(directory))
@@ -77,7 +81,6 @@ class Service:
         url = settings.db_url.get_secret_value()
         self.engine = create_engine(url, settings.db_pool_size)
         self.telemetry = set_up(span_attributes(url))
-        self.metrics = Metrics()
         self.push = set_up_push(self.metrics)
         self.notifier = Notifier(settings.notify_url.get_secret_value(), settings.notify_interval_seconds)
         tracing = self.telemetry.tracing

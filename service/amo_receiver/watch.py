@@ -84,9 +84,12 @@ class KeyringDirectory:
     Revoke a source by a file of a higher generation with an empty list of keys; a file that disappears changes nothing.
     """
 
-    def __init__(self, path: Path, summarise: Callable[[Path], Hashable] = signature) -> None:
+    def __init__(
+        self, path: Path, summarise: Callable[[Path], Hashable] = signature, on_refused: Callable[[], object] = lambda: None
+    ) -> None:
         self._path = path
         self._summarise = summarise
+        self._on_refused = on_refused
         self._sources: dict[str, Source] = {}
         self._problems: set[tuple[str, str]] = set()
         self._summary: Hashable = None
@@ -118,6 +121,7 @@ class KeyringDirectory:
         newer = list(self._read(problems))
         for file, problem in sorted(problems - self._problems):
             logger.warning("Keyring file ignored, what was loaded before stays in force: %s", problem, file=file)
+            self._on_refused()
         for source in newer:
             logger.info("Keyring source loaded: %s", source.name, generation=source.generation, keys=len(source.keys))
         self._problems = problems

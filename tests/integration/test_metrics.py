@@ -190,7 +190,7 @@ def test_neither_senders_nor_strangers_make_series(start_service: StartService, 
 
 
 def test_reloads_are_counted(start_service: StartService, pooled_url: str, tmp_path: Path) -> None:
-    """A keyring that is taken over, a mapping that is, and one that is not."""
+    """Keyrings and mappings that are taken over, and those that are not."""
     keyring, mapping = tmp_path / "keyring", tmp_path / "mapping.toml"
     keyring.mkdir()
     write_keyring(keyring / "acme", 1, [("url_key", URL_KEY)])
@@ -199,11 +199,13 @@ def test_reloads_are_counted(start_service: StartService, pooled_url: str, tmp_p
     assert total(shown(service), "amo_reloads_total") == 0
     write_keyring(keyring / "acme", 2, [("url_key", URL_KEY)])
     moves_to(service, 1, "amo_reloads_total", amo_file="keyring", amo_outcome="success")
+    (keyring / "acme").write_text("{")
+    moves_to(service, 1, "amo_reloads_total", amo_file="keyring", amo_outcome="failure")
     mapping.write_text("[leads")
     moves_to(service, 1, "amo_reloads_total", amo_file="mapping", amo_outcome="failure")
     mapping.write_text("# nothing\n")
     moves_to(service, 1, "amo_reloads_total", amo_file="mapping", amo_outcome="success")
-    assert total(shown(service), "amo_reloads_total") == 3
+    assert total(shown(service), "amo_reloads_total") == 4
 
 
 @pytest.fixture

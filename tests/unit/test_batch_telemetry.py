@@ -10,12 +10,13 @@ import pytest
 from asyncpg import exceptions as pg
 
 from amo_receiver.inbox.batch import GroupCommit
+from amo_receiver.inbox.settling import MOST_AT_ONCE
 from amo_receiver.telemetry.current import CURRENT
 from amo_receiver.telemetry.metrics import Metrics
 from amo_receiver.telemetry.spans import batch_shape, batch_span
 from amo_receiver.telemetry.tracing import Tracing
 from exposition import read, sample
-from fake_repository import NOT_APPLIED, OFFENCES, WHOLE, FakeRepository, delivery, known, outcomes, submit
+from fake_repository import NOT_APPLIED, OFFENCES, SOON, WHOLE, FakeRepository, delivery, known, outcomes, submit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -88,6 +89,14 @@ async def test_a_failed_attempt_belongs_to_the_trace_of_its_delivery(error: Exce
     assert [attempt["traceparent"] for attempt in repository.attempts] == [None, PARENT]
 
 
+async def counts(metrics: Metrics, entity: str = "leads") -> dict[str, float]:
+    """Return how many updates of an entity there were, by outcome."""
+    words = ("applied", "recorded", "pending", "dead", "duplicate")
+    series = await read(metrics)
+    names = {outcome: sample("amo_events_total", amo_entity=entity, amo_action="update", amo_outcome=outcome) for outcome in words}
+    return {outcome: series[name] for outcome, name in names.items() if series.get(name)}
+
+
 async def test_the_size_and_the_wait_of_a_batch_are_measured() -> None:
     """The wait is that of its first delivery, so it is never longer than the requests took."""
     metrics = Metrics()
@@ -115,10 +124,16 @@ async def test_each_event_is_counted_by_what_became_of_it() -> None:
         await outcomes(submit(batches, *whole))
         await outcomes(submit(batches, *late))
     assert repository.settles[0] == [good, failing, again]
-    series = await read(metrics)
-    leads = {
-        outcome: series.get(sample("amo_events_total", amo_entity="leads", amo_action="update", amo_outcome=outcome), 0)
-        for outcome in ("applied", "dead", "pending", "duplicate", "recorded")
-    }
-    assert leads == {"applied": 4, "dead": 1, "pending": 1, "duplicate": 1, "recorded": 0}
-    assert series[sample("amo_events_total", amo_entity="task", amo_action="update", amo_outcome="recorded")] == 1
+    assert await counts(metrics) == {"applied": 4, "dead": 1, "pending": 1, "duplicate": 1}
+    assert await counts(metrics, "task") == {"recorded": 1}
+
+
+async def test_what_the_deadline_leaves_over_is_counted_as_pending() -> None:
+    """Of more events than one call settles, those of the second call when there is no time left for it."""
+    metrics, repository = Metrics(), FakeRepository()
+    repository.on_accept = [NOT_APPLIED]
+    repository.settle_gate.clear()
+    async with running(repository, metrics=metrics) as batches:
+        await outcomes(submit(batches, delivery(*range(1, MOST_AT_ONCE + 3)), within=SOON))
+        repository.release()
+    assert await counts(metrics) == {"applied": MOST_AT_ONCE, "pending": 2}
