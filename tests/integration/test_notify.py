@@ -182,9 +182,11 @@ def test_what_comes_within_the_interval_is_told_with_its_number_at_the_end(recei
 
 def test_when_the_interval_is_over_the_others_are_told(receiver: Receiver) -> None:
     """Without anything new having to happen."""
-    notifier = Notifier(receiver.url, 0.2)
+    notifier = Notifier(receiver.url, 1.0)
     notifier.start()
-    for number in range(5):
+    notifier.tell(DEAD, "first")
+    assert arrived(receiver, 1)
+    for number in range(4):
         notifier.tell(DEAD, f"number {number}")
 
     def counted() -> int:
