@@ -14,7 +14,7 @@ from amo_receiver.database import DatabaseTimeout
 from amo_receiver.inbox.delivery import cut_body
 from amo_receiver.inbox.lookup import NIL, Lookup
 from amo_receiver.inbox.repository import CLAIM, Repository
-from amo_receiver.inbox.states import DEFERRAL_SECONDS, DELAYS_SECONDS, MAX_DEFERRAL_SECONDS
+from amo_receiver.inbox.states import DEFERRAL_SECONDS, DELAYS_SECONDS, MAX_ATTEMPTS, MAX_CLAIMS, MAX_DEFERRAL_SECONDS
 from factories import ACCOUNT, digital_pipeline_lead, form_body, json_body, lead
 from integration.acceptance import CURRENT, accept, attempt, delivered, make_due, make_pending, opened, retrying, unparsed
 from servers import WEBHOOK_TOKEN, connect
@@ -240,16 +240,36 @@ async def test_an_attempt_is_given_back_even_if_the_database_is_away_by_then(
 
 
 async def test_an_event_that_kills_its_process_ends_dead(repository: Repository, connection: asyncpg.Connection) -> None:
-    """The attempt is counted before it begins; after the third one that nobody came back from, the event is given up without another."""
+    """The attempt is counted before it begins; after the sixth that nobody came back from, the event is given up without another."""
     await accept(repository, delivered(leads(GOOD)))
     await make_pending(connection)
-    for attempts in (2, 3):
+    for attempts in range(2, MAX_CLAIMS + 1):
         assert [row.attempts for row in await repository.claim(50)] == [attempts]
-        require_due(await event_of(connection, GOOD), DELAYS_SECONDS[attempts])
+        require_due(await event_of(connection, GOOD), DELAYS_SECONDS[min(attempts, MAX_ATTEMPTS)])
         await make_due(connection)
     assert await retrying(repository).run_due() == 1
     event = await event_of(connection, GOOD)
     assert (event["state"], event["last_error"]) == ("dead", "the process died during each attempt")
+
+
+async def test_events_that_were_claimed_beside_it_are_not_blamed(repository: Repository, connection: asyncpg.Connection) -> None:
+    """Whoever was in hand three times when the process died is tried alone, so that one outage after another makes no dead letters."""
+    killer, others = 1000, range(1001, 1010)
+    await accept(repository, delivered(leads(killer, *others)))
+    await make_pending(connection)
+    for _ in range(MAX_ATTEMPTS - 1):
+        assert len(await repository.claim(50)) == 1 + len(others)
+        await make_due(connection)
+    await accept(repository, delivered(leads(GOOD)))
+    await connection.execute("UPDATE events SET state = 'pending', effect = NULL, available_at = now() WHERE entity_id = $1", str(GOOD))
+    assert [row.entity_id for row in await repository.claim(50)] == [str(GOOD)], "those without suspicion come first"
+    await connection.execute("UPDATE events SET available_at = now() + interval '1 hour' WHERE entity_id = $1", str(GOOD))
+    await connection.execute("UPDATE events SET available_at = now() - interval '1 hour' WHERE entity_id = $1", str(killer))
+    assert [row.entity_id for row in await repository.claim(50)] == [str(killer)], "alone"
+    for _ in others:
+        assert await retrying(repository).run_due() == 1
+    assert {(await event_of(connection, number))["state"] for number in others} == {"processed"}
+    assert (await event_of(connection, killer))["state"] == "pending"
 
 
 class Broken:

@@ -31,6 +31,7 @@ from amo_receiver.notify import (
     services,
 )
 from amo_receiver.settings import Settings, check, load_settings
+from amo_receiver.telemetry.metrics import ANSWER_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -225,6 +226,12 @@ async def test_the_sentences_about_the_database_say_how_long() -> None:
     await world.conditions.look()
     beginnings = [sentence.partition(".")[0] for _, sentence in world.told.messages]
     assert beginnings == ["It has not answered for 75 s", "It answers again, after 125 s"]
+
+
+def test_the_limit_is_the_one_that_the_metrics_count_down_from() -> None:
+    """The levels lie below it."""
+    assert MOST_BAD_ANSWERS == ANSWER_LIMIT
+    assert max(BUDGET) < ANSWER_LIMIT
 
 
 def test_a_dead_letter_is_told_by_entity_action_and_error() -> None:

@@ -60,10 +60,14 @@ ACCEPT = "SELECT accept_v1($1::json, $2::bytea[], $3::json, $4::json, $5::json, 
 FUNCTIONS = {"accept": "accept_v1", "settle": "settle_v1"}
 SETTLE = "SELECT settle_v1($1::json, $2::json, $3::json, $4::json, $5)"
 
-CLAIM = text("""
-    WITH due AS MATERIALIZED (
-        SELECT account_id, id FROM events WHERE state = 'pending' AND available_at <= now()
-        ORDER BY available_at LIMIT :most FOR UPDATE SKIP LOCKED
+CLAIM = text(f"""
+    WITH found AS MATERIALIZED (
+        SELECT account_id, id, available_at, attempts >= {MAX_ATTEMPTS} AS is_suspect FROM events
+        WHERE state = 'pending' AND available_at <= now() ORDER BY available_at LIMIT :most FOR UPDATE SKIP LOCKED
+    ), due AS (
+        SELECT account_id, id FROM found WHERE NOT is_suspect
+        UNION ALL
+        (SELECT account_id, id FROM found WHERE NOT EXISTS (SELECT FROM found WHERE NOT is_suspect) ORDER BY available_at LIMIT 1)
     )
     UPDATE events e SET attempts = attempts + 1, available_at = now() + make_interval(secs => CASE attempts WHEN 0 THEN 5 ELSE 30 END)
     FROM due WHERE e.account_id = due.account_id AND e.id = due.id
@@ -152,7 +156,10 @@ class Repository:
         await self._call("settle", SETTLE, _json(events), leads, contacts, _json(attempts), lock_timeout_ms or self._lock_timeout_ms)
 
     async def claim(self, most: int) -> list[Any]:
-        """Begin an attempt of at most ``most`` due events: counted and due again later, committed before anything is applied."""
+        """Begin an attempt of at most ``most`` due events: counted and due again later, committed before anything is applied.
+
+        A suspect (``states.MAX_CLAIMS``) comes alone, after those that are none.
+        """
         async with self._transaction("claim") as connection:
             return list(await connection.execute(CLAIM, {"most": most}))
 

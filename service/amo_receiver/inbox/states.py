@@ -24,7 +24,10 @@ Effect = Literal["applied", "recorded"]
 
 MAX_ATTEMPTS = 3
 DELAYS_SECONDS = {1: 5, 2: 30, 3: 30}
-"""How long after attempt n the event is due again; after the third it is dead, unless the process died during it."""
+"""How long after attempt n the event is due again; after the third it is dead, unless nobody came back from it."""
+MAX_CLAIMS = 2 * MAX_ATTEMPTS
+"""A worker that dies takes up to fifty claimed events along, and so does an answer of the database that is lost. One that was claimed
+``MAX_ATTEMPTS`` times without an end is a suspect: it is tried alone from then on, and is dead when it killed as many processes again."""
 DEFERRAL_SECONDS = 5
 MAX_DEFERRAL_SECONDS = 300
 """After the database's own trouble an event is due again in 5 s, doubling up to 5 min."""

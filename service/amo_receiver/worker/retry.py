@@ -15,7 +15,7 @@ from amo_receiver.inbox.effects import row_of
 from amo_receiver.inbox.lookup import is_parsed
 from amo_receiver.inbox.repository import Settlement
 from amo_receiver.inbox.settling import Failure, attempt_record, settle
-from amo_receiver.inbox.states import MAX_ATTEMPTS
+from amo_receiver.inbox.states import MAX_CLAIMS
 from amo_receiver.telemetry.links import traceparent_of
 from amo_receiver.worker.journal import AttemptJournal, kind_of
 
@@ -104,7 +104,7 @@ class Retry:
         await self._note(due, outcomes, started_at, spans)
 
     async def _prepare(self, event: Any, started_at: str, deadline: float, span: Span) -> Settlement:
-        if event.attempts > MAX_ATTEMPTS:
+        if event.attempts > MAX_CLAIMS:
             raise Rejected("the process died during each attempt")
         if asyncio.get_running_loop().time() >= deadline:
             raise DatabaseTimeout
@@ -183,10 +183,6 @@ class Retry:
             raise
         self._owed = Notes([], [])
         return states
-
-
-def _kind(event: Any) -> str:
-    return "replay" if event.replays and event.attempts == 1 else "retry"
 
 
 def _iso(moment: datetime | None) -> str | None:
