@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from amo_receiver.embedded.processes import Account
 
 READY_TIMEOUT_S = 30.0
-END_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 30.0
 LOG_TAIL_BYTES = 8_000
 
 PR_SET_PDEATHSIG = 1
@@ -43,6 +44,14 @@ for pid_file in folder.rglob("postmaster.pid"):
         pass
 shutil.rmtree(folder, ignore_errors=True)
 """
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Wait for others that test at the same time: a package is installed by one of them."""
+    with Path(tempfile.gettempdir(), "amo-webhooks-tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -98,8 +107,8 @@ class Child:
     def start(self) -> Self:
         """Start the program and return when it is ready; fail with its log otherwise."""
         self._process = process = _starter.submit(self._spawn).result()
-        wait_until(lambda: process.poll() is not None or self.is_ready(), READY_TIMEOUT_S)
-        if process.poll() is not None or not self.is_ready():
+        answers = wait_until(lambda: process.poll() is not None or self.is_ready(), READY_TIMEOUT_S)
+        if process.poll() is not None or not answers:
             self.end()
             raise AssertionError(f"{' '.join(self.command)} is not ready (exit code {process.returncode}):\n{self.log}")
         return self

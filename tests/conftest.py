@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from amo_receiver.embedded import EmbeddedPostgres
+from amo_receiver.embedded import folder as data_folder
 from amo_receiver.errors import CommandError
 from children import guarded_folder
 from pooler import PgBouncer
 from servers import Services, run_sql, service_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from servers import ServiceProcess
 
@@ -40,6 +41,20 @@ class StartWorker(Protocol):
     """Start a worker (``work``) on this database."""
 
     def __call__(self, db_url: str, *, args: Sequence[str] = (), env: Mapping[str, str | None] | None = None) -> ServiceProcess: ...
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let processes that test at the same time choose from different ports."""
+    if worker := getattr(config, "workerinput", None):
+        data_folder.PORTS = data_folder.PORTS[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what was captured: a lone surrogate in it does not get from one process to another."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
 
 
 def pytest_report_header() -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from amo_receiver.embedded import EmbeddedPostgres, unprivileged_account
 from amo_receiver.embedded.folder import free_port
-from children import Child
+from children import Child, one_at_a_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,7 +94,9 @@ def pgbouncer_program() -> str:
     """Find the pooler's program, after installing Debian's package if there is none and we may."""
     found = _find_pgbouncer()
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        _install_pgbouncer()
+        with one_at_a_time():
+            if _find_pgbouncer() is None:
+                _install_pgbouncer()
         found = _find_pgbouncer()
     if found is None:
         pytest.fail("The tests need the program pgbouncer: install it, on Debian as root with apt-get install pgbouncer.", pytrace=False)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from amo_receiver.embedded.folder import free_port
-from children import Child
+from children import Child, one_at_a_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,9 @@ ANSWER_SECONDS = 10.0
 def program(name: str) -> str:
     """Find ``prometheus`` or ``promtool``, after installing Debian's package if it is missing and we may."""
     if shutil.which(name) is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        _install()
+        with one_at_a_time():
+            if shutil.which(name) is None:
+                _install()
     found = shutil.which(name)
     if found is None:
         pytest.skip(MISSING.format(name))

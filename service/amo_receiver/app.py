@@ -6,25 +6,25 @@ import asyncio
 import gc
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import uvicorn
-from starlette.applications import Starlette
 
 from amo_receiver import schema
 from amo_receiver.amocrm.form import Limits
 from amo_receiver.connection import BoundedConnection
 from amo_receiver.database import create_engine, span_attributes
 from amo_receiver.documentation import WebhookApp, document, error_handlers, page_router, webhook_routes
-from amo_receiver.health import Health, management_routes
+from amo_receiver.health import Health
 from amo_receiver.inbox.batch import GroupCommit
 from amo_receiver.inbox.endpoints import WebhookEndpoint
 from amo_receiver.inbox.journal import Journal
+from amo_receiver.inbox.matches import LAG, Matches
 from amo_receiver.inbox.quota import UnparsedQuota
 from amo_receiver.inbox.repository import Repository
 from amo_receiver.inbox.service import Inbox, Reloadable
 from amo_receiver.log import configure, get_logger, set_level
+from amo_receiver.management import managed, management_routes
 from amo_receiver.notify import Conditions, Notifier
 from amo_receiver.settings import Settings, check, load_settings
 from amo_receiver.telemetry.metrics import Metrics
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 
     from fastapi import FastAPI
+    from starlette.routing import Route
 
 log = get_logger(__name__)
 
@@ -53,6 +54,7 @@ WORKER_END_SECONDS = 5.0
 PRUNE_SECONDS = 3600.0
 QUOTA_SECONDS = 60.0
 CONDITIONS_SECONDS = 15.0
+MATCHES_SECONDS = 5.0
 FASTAPI_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 """FastAPI's own is off, however the environment is set: its spans cost more than a delivery and hold the path with the token."""
 
@@ -94,7 +96,8 @@ class Service:
         )
         self.batches = GroupCommit(self.repository, tracing, self.metrics)
         self.quota = UnparsedQuota(settings.unparsed_quota_bytes)
-        self.journal = Journal(settings.log_deliveries_per_second, tracing, self.metrics, self.notifier)
+        self.matches = Matches()
+        self.journal = Journal(settings.log_deliveries_per_second, tracing, self.metrics, self.notifier, self.matches)
         self.inbox = Inbox(settings, self.current, self.batches, self.quota)
         revisions = schema.known_revisions(settings.migrations_dir)
         self.health = Health(self.engine, self.current, revisions)
@@ -124,6 +127,10 @@ class Service:
 
         self.watch.add(Path(".env"), lambda: set_level(load_settings().log_level))
 
+    def pages(self) -> list[Route]:
+        """Return the routes of the pages about the process."""
+        return management_routes(self.health, self.matches, Page(self.metrics))
+
     def start(self, *, accept: bool = True, worker: bool) -> None:
         """Begin to accept, to retry and prune (``worker``), or both."""
         self.telemetry.start()
@@ -135,6 +142,7 @@ class Service:
         self._spawn(poll("Conditions", conditions.look, CONDITIONS_SECONDS, self._stopping), "conditions")
         self._spawn(self.watch.run(), "watch")
         self._schema = self._spawn(self.health.watch_schema(), "schema")
+        self._poll("Key matches", self._exchange_matches, MATCHES_SECONDS, at_end=True)
         if accept:
             self.batches.start()
             self._poll("Quota", self._refresh_quota, QUOTA_SECONDS)
@@ -150,17 +158,21 @@ class Service:
         self._poll("Worker", retry.run_due, settings.worker_poll_seconds)
         self._poll("Pruning", self._prune, PRUNE_SECONDS, at_once=False)
 
-    def _poll(self, name: str, work: Callable[[], Awaitable[object]], seconds: float, *, at_once: bool = True) -> None:
+    def _poll(self, name: str, work: Callable[[], Awaitable[object]], seconds: float, **when: bool) -> None:
         """Poll once the schema fits: on an older one every event would fail."""
 
         async def run() -> None:
             await asyncio.shield(self._schema)
-            await poll(name, work, seconds, self._stopping, at_once=at_once)
+            await poll(name, work, seconds, self._stopping, **when)
 
         self._polls.append(self._spawn(run(), name))
 
     async def _refresh_quota(self) -> None:
         await self.quota.refresh(self.engine)
+
+    async def _exchange_matches(self) -> None:
+        lag = timedelta() if self._stopping.is_set() else LAG
+        await self.matches.exchange(self.engine, self.current.keyring, lag)
 
     async def _flush_journal(self) -> None:
         self.journal.flush()
@@ -202,15 +214,6 @@ def _report_death(task: asyncio.Task[None]) -> None:
         log.error("A part of the service has ended", part=task.get_name(), exc_info=error)
 
 
-class SecondServer(uvicorn.Server):
-    """A server beside the main one, which alone handles signals."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to the main server."""
-        yield
-
-
 def create_app(settings: Settings | None = None, *, dev: bool = False) -> FastAPI:
     """Build the public application; with MANAGEMENT_PORT the pages about the process are served there instead."""
     settings = settings or load_settings(dev)
@@ -223,7 +226,7 @@ def create_app(settings: Settings | None = None, *, dev: bool = False) -> FastAP
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _spare_the_collector()
         service.start(worker=settings.worker_enabled)
-        async with _managed(service):
+        async with managed(settings, service.pages()):
             try:
                 yield
             finally:
@@ -241,28 +244,11 @@ def create_app(settings: Settings | None = None, *, dev: bool = False) -> FastAP
     app.webhook = WebhookEndpoint(service.inbox, service.journal, settings)
     app.include_router(page_router(service.health))
     if settings.management_port is None:
-        app.router.routes += management_routes(service.health, Page(service.metrics))
+        app.router.routes += service.pages()
     app.router.routes += webhook_routes(app.webhook)
     document(app, settings)
     app.state.service = service
     return app
-
-
-@asynccontextmanager
-async def _managed(service: Service) -> AsyncIterator[None]:
-    """Serve the pages about the process on MANAGEMENT_PORT, if there is one."""
-    if service.settings.management_port is None:
-        yield
-        return
-    app = Starlette(routes=management_routes(service.health, Page(service.metrics)))
-    host, port = service.settings.management_host, service.settings.management_port
-    server = SecondServer(uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, lifespan="off"))
-    serving = asyncio.create_task(server.serve())
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await serving
 
 
 def _spare_the_collector() -> None:
@@ -289,7 +275,7 @@ async def work(settings: Settings) -> None:
     """Retry and prune until cancelled, without accepting anything; with MANAGEMENT_PORT its pages are served there."""
     service = Service(settings)
     service.start(accept=False, worker=True)
-    async with _managed(service):
+    async with managed(settings, service.pages()):
         try:
             await asyncio.Event().wait()
         finally:

@@ -1,4 +1,4 @@
-"""Pages about the service itself: liveness, readiness, the keyring report, and the two pages for people.
+"""What the process knows of its own condition: whether it is ready, and the two pages for people.
 
 Ready means: the database's schema fits this code, seen once since start, and a key is loaded. A database that goes away later is
 answered with 503 per request and never with unreadiness, because taking every pod out of the load balancer would help nobody.
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from amo_receiver.database import describe, unsafe_settings
 from amo_receiver.inbox.endpoints import PATH, timestamp
@@ -23,10 +21,8 @@ from amo_receiver.schema import read_revision, runs_on
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
-    from starlette.requests import Request
 
     from amo_receiver.inbox.service import Reloadable
-    from amo_receiver.telemetry.metrics_page import Page
 
 log = get_logger(__name__)
 
@@ -108,26 +104,6 @@ class Health:
     async def _ask(self) -> None:
         async with self.engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
-
-
-def management_routes(health: Health, metrics: Page) -> list[Route]:
-    """Return /livez, /readyz, /keyring and /metrics, for the management port."""
-
-    async def livez(_: Request) -> JSONResponse:
-        return JSONResponse({"status": "alive"})
-
-    async def readyz(_: Request) -> JSONResponse:
-        obstacles = health.obstacles()
-        return JSONResponse({"status": "not ready" if obstacles else "ready", "obstacles": obstacles}, 503 if obstacles else 200)
-
-    async def keyring(_: Request) -> JSONResponse:
-        return JSONResponse({"sources": health.current.keyring.report()})
-
-    async def page(request: Request) -> Response:
-        content, content_type = await metrics.render(request.headers.get("accept", ""))
-        return Response(content, media_type=content_type)
-
-    return [Route("/livez", livez), Route("/readyz", readyz), Route("/keyring", keyring), Route("/metrics", page)]
 
 
 def test_page() -> dict[str, Any]:

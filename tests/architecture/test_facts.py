@@ -26,12 +26,15 @@ from servers import connect
 ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "service"
 README = SERVICE / "README.md"
-REQUIREMENTS = SERVICE / "requirements.txt"
-COMPILE = "uv pip compile --universal --generate-hashes --no-header --no-annotate --python-version 3.11 pyproject.toml -o "
+IMAGES = {"service": [], "operator": ["operator"]}  # folder with the requirements of an image, and the extras that they hold
+COMPILE = "uv pip compile --universal --generate-hashes --no-header --no-annotate --python-version 3.11"
 MIGRATIONS = sorted((ROOT / "migrations" / "versions").glob("*.py"))
 
 SIX_TABLES = {"deliveries", "events", "attempts", "leads", "contacts", "tokens"}
-OTHER_TABLES = {"schema_floor": "one row about the schema as a whole, which is no account's"}
+OTHER_TABLES = {
+    "schema_floor": "one row about the schema as a whole, which is no account's",
+    "key_matches": "a row for each key, which belongs to a source and may serve any account",
+}
 FIRST_KEY_COLUMN = "account_id"
 
 
@@ -226,9 +229,9 @@ def _pins(requirements: list[str]) -> dict[str, str]:
     return {canonicalize_name(each.name): f"{each.specifier}; {each.marker or ''}" for each in parsed}
 
 
-def _compiled() -> dict[str, list[str]]:
+def _compiled(folder: str) -> dict[str, list[str]]:
     """Return the compiled requirements, each with its hashes."""
-    entries = re.split(r"\n(?=\S)", _read(REQUIREMENTS).strip())
+    entries = re.split(r"\n(?=\S)", _read(ROOT / folder / "requirements.txt").strip())
     parts = [re.split(r"\s*\\\n\s+", entry) for entry in entries]
     return {entry[0]: entry[1:] for entry in parts}
 
@@ -246,18 +249,30 @@ def test_direct_dependencies_are_pinned() -> None:
     assert [str(each) for each in foreign if not re.fullmatch(r"==[\w.]+", str(each.specifier))] == []
 
 
-def test_the_images_requirements_are_the_projects() -> None:
+@pytest.mark.parametrize(("folder", "extras"), IMAGES.items())
+def test_the_images_requirements_are_the_projects(folder: str, extras: list[str]) -> None:
     """Every direct dependency is in there with its pin and marker; everything in there is one exact version."""
-    compiled = _pins(list(_compiled()))
-    direct = _pins(_project()["project"]["dependencies"])
-    again = f"compile it anew: {COMPILE}{REQUIREMENTS.relative_to(ROOT)}"
+    project = _project()["project"]
+    compiled = _pins(list(_compiled(folder)))
+    direct = _pins([*project["dependencies"], *(each for extra in extras for each in project["optional-dependencies"][extra])])
+    command = [COMPILE, *(f"--extra {extra}" for extra in extras), "pyproject.toml -o", f"{folder}/requirements.txt"]
+    again = f"compile it anew: {' '.join(command)}"
     assert {name: compiled.get(name) for name in direct} == direct, again
     assert [name for name, pin in compiled.items() if not re.fullmatch(r"==[\w.]+; .*", pin)] == [], again
 
 
-def test_every_requirement_of_the_image_has_its_hashes() -> None:
+def test_the_images_have_the_same_versions() -> None:
+    """What both install is one version: a trace or a migration means the same in both."""
+    service, operator = (_pins(list(_compiled(folder))) for folder in IMAGES)
+    assert {name: pin.split(";")[0] for name, pin in operator.items() if name in service} == {
+        name: pin.split(";")[0] for name, pin in service.items()
+    }
+
+
+@pytest.mark.parametrize("folder", IMAGES)
+def test_every_requirement_of_an_image_has_its_hashes(folder: str) -> None:
     """What is installed is what was compiled; a single entry without a hash would make pip refuse them all."""
-    compiled = _compiled()
+    compiled = _compiled(folder)
     assert len(compiled) > len(_project()["project"]["dependencies"])
     assert [
         name

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from amo_receiver.embedded.processes import wait_until
 from factories import form_body, lead
 from integration.load import FORM, TOKEN_PATH
 
@@ -22,6 +23,7 @@ MOST_MIB = 160
 STUMBLES = ("Traceback", "Bug while", "Exception in ASGI", "never retrieved", "ERROR")
 KEPT = ("kept as a dead letter", "kept as dead letters", " in the last second")
 """What is logged of bodies that cannot be parsed, and only by token."""
+PATIENCE_SECONDS = 30.0
 _ids = itertools.count(70_000_001)
 
 
@@ -32,13 +34,25 @@ def good_body() -> bytes:
 
 def post(url: str, body: bytes, path: str = TOKEN_PATH, headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
     """Send a body over a connection of its own, as any client would; return status and document."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     try:
         connection.request("POST", path, body, {"Content-Type": FORM, **(headers or {})})
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
     finally:
         connection.close()
+
+
+def require_accepting(url: str) -> None:
+    """Require that a delivery is accepted, at the latest when what came before it has been worked off."""
+    assert wait_until(lambda: accepts(url), PATIENCE_SECONDS), post(url, good_body())
+
+
+def accepts(url: str) -> bool:
+    """Tell whether a delivery is accepted and applied now; no other answer than a 503 is waited out."""
+    status, document = post(url, good_body())
+    assert status == 503 or (status, document["status"]) == (200, "success"), (status, document)
+    return status == 200
 
 
 def resident_mib(process: Child) -> float:
@@ -79,7 +93,6 @@ class Watched:
         """Require that it is the same process, accepts, has logged no error and is no larger than it may be."""
         assert self.service.process.poll() is None, "it has died"
         assert self.service.pid == self._pid
-        status, document = post(self.url, good_body())
-        assert (status, document["status"]) == (200, "success")
+        require_accepting(self.url)
         assert not self.stumbles(), "\n".join(self.stumbles()[:20])
         assert self.rss_mib() <= MOST_MIB, f"{self.rss_mib():.0f} MiB, {self.begun_mib:.0f} MiB at first"

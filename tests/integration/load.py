@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PATH = "/api/webhooks/amo"
 TOKEN_PATH = f"{PATH}/{WEBHOOK_TOKEN}"
 FORM = "application/x-www-form-urlencoded"
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 40.0
 REPEAT_PAUSE_SECONDS = 0.1
 PATIENT = {"STATEMENT_TIMEOUT_MS": "10000", "ANSWER_BUDGET_MS": "30000"}
 """Settings of a service whose answers are not to depend on how fast this machine is."""

@@ -19,16 +19,16 @@ from amo_receiver.embedded.folder import free_port
 from amo_receiver.embedded.processes import wait_until
 from amo_receiver.telemetry.metrics_table import ANSWERS_BUDGET, DEFINITIONS
 from factories import form_body, lead
-from integration.load import TOKEN_PATH
+from integration.load import PATIENT, TOKEN_PATH
 from integration.picture import draw
 from integration.test_runbooks import DUE, RUNBOOKS, UNWRITABLE, blocks
 from prometheus import Prometheus
-from servers import run_sql, signed_headers
+from servers import Services, run_sql, signed_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import StartService
+    from amo_receiver.embedded import EmbeddedPostgres
 
 CHART = Path(__file__).parents[2] / "charts" / "amo-webhooks"
 DASHBOARDS = sorted((CHART / "dashboards").glob("*.json"))
@@ -37,7 +37,7 @@ VARIABLES = {"$__rate_interval": "1m", "$namespace": ".*", "$job": ".*"}
 UNUSED = {ANSWERS_BUDGET.prometheus_name: "it is one process's; the panel and the alert add up the bad answers of all of them"}
 # What the client library says of a process, and what Prometheus itself adds.
 FOREIGN = {"process_cpu_seconds_total", "process_resident_memory_bytes", "ALERTS"}
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 PICTURED_LINES = 37
 AGENT = "amoCRM-Webhooks/3.0"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -99,7 +99,7 @@ class Load:
         bodies = [form_body("leads", "update", lead(id=number + 1, at=now, price=number)), form_body("task", "add", {"id": number})]
         if is_trouble:
             bodies += [form_body("leads", "update", lead(id=1, at=now, price=number)), b"%d" % number]
-        with httpx.Client(base_url=self._url, headers={"User-Agent": AGENT}) as client:
+        with httpx.Client(base_url=self._url, headers={"User-Agent": AGENT}, timeout=PATIENCE_SECONDS) as client:
             for body in bodies:
                 assert client.post(TOKEN_PATH, content=body).status_code == 200
             headers = {"Content-Type": "application/json", **signed_headers("32000001")}
@@ -109,19 +109,23 @@ class Load:
         run_sql(self._db_url, DUE)
 
 
-@pytest.fixture
-def watched(start_service: StartService, database_url: str, tmp_path: Path) -> Iterator[tuple[Prometheus, Load]]:
+@pytest.fixture(scope="module")
+def watched(postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, Load]]:
     """Return a Prometheus with our alerts that reads a service's management port, and the load for it."""
-    port = free_port()
-    service = start_service(database_url, args=["--management-port", str(port)])
-    prometheus = Prometheus(tmp_path / "prometheus", {"amo-webhooks": [f"127.0.0.1:{port}"]}, ALERTS)
+    folder, port, url = tmp_path_factory.mktemp("dashboards"), free_port(), postgres.url("dashboards")
+    run_sql(postgres.url(), f"CREATE DATABASE dashboards TEMPLATE {template}")
+    services = Services(folder)
+    prometheus = Prometheus(folder / "prometheus", {"amo-webhooks": [f"127.0.0.1:{port}"]}, ALERTS)
     prometheus.start()
     try:
-        run_sql(database_url, UNWRITABLE)
-        wait_until(lambda: prometheus.ask("query", query="amo_up")["result"] != [], PATIENCE_SECONDS)
-        yield prometheus, Load(service.url, database_url)
+        service = services.serve(url, args=["--management-port", str(port)], env=PATIENT)
+        run_sql(url, UNWRITABLE)
+        assert wait_until(lambda: prometheus.ask("query", query="amo_up")["result"] != [], PATIENCE_SECONDS)
+        yield prometheus, Load(service.url, url)
     finally:
         prometheus.end()
+        services.end()
+        run_sql(postgres.url(), "DROP DATABASE dashboards WITH (FORCE)")
 
 
 def series(prometheus: Prometheus, expression: str) -> list[dict[str, str]]:

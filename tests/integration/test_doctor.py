@@ -129,7 +129,7 @@ async def test_what_a_crash_would_lose_is_said(
     assert finding.state == "warning"
     assert finding.sentence.startswith("synchronous_commit off")
     service = start_service(database_url)
-    assert wait_until(lambda: "WARNING  Postgres runs with synchronous_commit off" in service.log, 10)
+    assert wait_until(lambda: "WARNING  Postgres runs with synchronous_commit off" in service.log, 30)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from amo_receiver.telemetry.metrics_table import DEFINITIONS
 from exposition import OPENMETRICS, Sample, own, sample, samples_on
 from factories import ACCOUNT, contact, form_body, lead
 from in_process import FORM, JSON, PATH, TOKEN_PATH, write_keyring
+from integration.load import PATIENCE_SECONDS, PATIENT
 from otlp_sink import OtlpSink, eventually
 from servers import CLIENT_SECRET, WEBHOOK_TOKEN, free_port, run_sql, signed_headers
 
@@ -36,7 +37,7 @@ REFUSAL = "ALTER TABLE leads ADD CONSTRAINT refused CHECK (price <> 666)"
 
 def shown(service: ServiceProcess, accept: str = "") -> dict[Sample, float]:
     """Read a service's page, without what Prometheus' client says of the process."""
-    response = httpx.get(f"{service.url}/metrics", headers={"Accept": accept})
+    response = httpx.get(f"{service.url}/metrics", headers={"Accept": accept}, timeout=PATIENCE_SECONDS)
     assert response.status_code == 200
     return own(samples_on(response.content, response.headers["content-type"]))
 
@@ -54,7 +55,7 @@ def total(samples: dict[Sample, float], name: str, **labels: str) -> float:
 
 
 def post(service: ServiceProcess, body: bytes, path: str = TOKEN_PATH, **headers: str) -> int:
-    return httpx.post(f"{service.url}{path}", content=body, headers=FORM | headers).status_code
+    return httpx.post(f"{service.url}{path}", content=body, headers=FORM | headers, timeout=PATIENCE_SECONDS).status_code
 
 
 def moves_to(service: ServiceProcess, value: float, name: str, **labels: str) -> None:
@@ -64,7 +65,7 @@ def moves_to(service: ServiceProcess, value: float, name: str, **labels: str) ->
 
 def test_the_page_counts_what_the_database_holds(start_service: StartService, pooled_url: str, database_url: str) -> None:
     """Events by entity, action and what became of them; deliveries by how they were answered; keys; the queue."""
-    service = start_service(pooled_url, args=["--no-worker"], env={"MAX_BODY_BYTES": "16384"})
+    service = start_service(pooled_url, args=["--no-worker"], env=PATIENT | {"MAX_BODY_BYTES": "16384"})
     run_sql(database_url, REFUSAL)
     statuses = [
         *(post(service, form_body("leads", "update", lead(id=number))) for number in (1, 2, 3, 3)),
@@ -116,7 +117,7 @@ def test_the_page_counts_what_the_database_holds(start_service: StartService, po
 
 def test_everything_in_the_table_is_on_the_page(start_service: StartService, pooled_url: str) -> None:
     """In both formats, once something was accepted: no query of a dashboard comes back empty."""
-    service = start_service(pooled_url)
+    service = start_service(pooled_url, env=PATIENT)
     assert post(service, form_body("leads", "update", lead())) == 200
     moves_to(service, 1, "amo_events_total")
     for accept in ("", OPENMETRICS):
@@ -135,7 +136,7 @@ def test_everything_in_the_table_is_on_the_page(start_service: StartService, poo
 
 def test_a_workers_attempts_are_counted(start_service: StartService, start_worker: StartWorker, pooled_url: str, database_url: str) -> None:
     """On its own management port: those that go through, those that fail, and those that are the last."""
-    service = start_service(pooled_url, args=["--no-worker"])
+    service = start_service(pooled_url, args=["--no-worker"], env=PATIENT)
     assert [post(service, form_body("leads", "update", lead(id=number))) for number in (1, 2)] == [200, 200]
     pending = "state = 'pending', effect = NULL, processed_at = NULL, available_at = now()"
     run_sql(database_url, f"UPDATE events SET {pending}", "UPDATE events SET entity_id = 'none' WHERE entity_id = '2'")
@@ -158,10 +159,10 @@ def test_neither_senders_nor_strangers_make_series(start_service: StartService, 
     keyring = tmp_path / "keyring"
     keyring.mkdir()
     write_keyring(keyring / "acme", 1, [("url_key", URL_KEY)])
-    service = start_service(pooled_url, env={"AMOCRM_KEYRING_DIR": str(keyring)})
+    service = start_service(pooled_url, env=PATIENT | {"AMOCRM_KEYRING_DIR": str(keyring)})
 
     def send(numbers: range) -> set[int]:
-        with httpx.Client(base_url=service.url, headers=FORM) as client:
+        with httpx.Client(base_url=service.url, headers=FORM, timeout=PATIENCE_SECONDS) as client:
             return {
                 client.post(path, content=content, headers=headers).status_code
                 for number in map(str, numbers)
@@ -228,7 +229,7 @@ def pushed(sink: OtlpSink, name: str) -> float:
 
 def test_the_last_push_has_what_was_counted_last(start_service: StartService, pooled_url: str, sink: OtlpSink) -> None:
     """A service pushes while it runs, and once more when it is told to end; the page shows the same."""
-    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url, "OTEL_METRIC_EXPORT_INTERVAL": "100"}
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url, "OTEL_METRIC_EXPORT_INTERVAL": "100", **PATIENT}
     service = start_service(pooled_url, env=environment)
     assert post(service, form_body("leads", "update", lead(id=1))) == 200
     eventually(lambda: pushed(sink, "amo.deliveries") == 1, "the delivery, pushed")

@@ -23,7 +23,8 @@ from amo_receiver.embedded.folder import free_port
 from amo_receiver.embedded.processes import wait_until
 from amo_receiver.notify import Kind, Notifier
 from amo_receiver.settings import Settings, load_settings
-from servers import WEBHOOK_TOKEN, run_sql, service_environment
+from integration.load import PATIENT, TOKEN_PATH
+from servers import run_sql, service_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:Deprecati
 
 MARK = "MARKEDsecretMARKED"
 DEAD, DOWN = Kind.DEAD_LETTERS, Kind.DATABASE_DOWN
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 LONG_SECONDS = 3600.0
 
 
@@ -308,9 +309,9 @@ def test_a_silent_address_does_not_keep_the_process_alive(receiver: Receiver, tm
 
 def test_a_service_tells_of_a_body_that_it_cannot_read(receiver: Receiver, start_service: StartService, database_url: str) -> None:
     """By the event's kind, its error and its id; nothing of the body or the address shows, in the log neither."""
-    service = start_service(database_url, env={"NOTIFY_URL": receiver.url, "LOG_LEVEL": "DEBUG"})
+    service = start_service(database_url, env=PATIENT | {"NOTIFY_URL": receiver.url, "LOG_LEVEL": "DEBUG"})
     body = f"leads[add][0][name]={MARK}&leads[add][0][id]=" + "[" * 40
-    answer = httpx.post(f"{service.url}/api/webhooks/amo/{WEBHOOK_TOKEN}", content=body.encode() + b"\xff", trust_env=False)
+    answer = httpx.post(service.url + TOKEN_PATH, content=body.encode() + b"\xff", trust_env=False, timeout=PATIENCE_SECONDS)
     assert answer.json()["status"] == "partial"
     assert arrived(receiver, 1)
     [row] = run_sql(database_url, "SELECT id::text FROM events WHERE state = 'dead'")
@@ -323,10 +324,10 @@ def test_a_service_tells_of_a_body_that_it_cannot_read(receiver: Receiver, start
 
 def test_a_service_ends_although_the_address_is_silent(receiver: Receiver, start_service: StartService, database_url: str) -> None:
     """What waits is tried for a few seconds at most."""
-    service = start_service(database_url, env={"NOTIFY_URL": receiver.url})
+    service = start_service(database_url, env=PATIENT | {"NOTIFY_URL": receiver.url})
     receiver.silent.clear()
     for body in (b"\xff", b"\xfe"):
-        httpx.post(f"{service.url}/api/webhooks/amo/{WEBHOOK_TOKEN}", content=body, trust_env=False)
+        httpx.post(service.url + TOKEN_PATH, content=body, trust_env=False, timeout=PATIENCE_SECONDS)
     assert arrived(receiver, 1)
     service.end()
     assert not receiver.silent.is_set()

@@ -16,7 +16,7 @@ import pytest
 from amo_receiver.embedded.folder import free_port
 from amo_receiver.embedded.processes import wait_until
 from factories import form_body, lead
-from integration.load import TOKEN_PATH
+from integration.load import PATIENCE_SECONDS, PATIENT, TOKEN_PATH
 from servers import Services, run_sql
 
 if TYPE_CHECKING:
@@ -65,11 +65,12 @@ def place(postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.Te
     (folder / "psql").symlink_to(postgres.bin_dir / "psql")
     services = Services(folder)
     try:
-        environment = {"DB_DIRECT_URL": url, "AMOCRM_ACCOUNT_ID": "32000001"}
+        environment = {"DB_DIRECT_URL": url, "AMOCRM_ACCOUNT_ID": "32000001", **PATIENT}
         service = services.serve(url, args=["--management-port", str(port)], env=environment)
         run_sql(url, UNWRITABLE)
-        assert httpx.post(service.url + TOKEN_PATH, content=form_body("leads", "update", lead(id=1))).json()["status"] == "partial"
-        wait_until(lambda: run_sql(url, DUE, "SELECT FROM events WHERE state = 'dead'") != [], BLOCK_SECONDS)
+        body = form_body("leads", "update", lead(id=1))
+        assert httpx.post(service.url + TOKEN_PATH, content=body, timeout=PATIENCE_SECONDS).json()["status"] == "partial"
+        assert wait_until(lambda: run_sql(url, DUE, "SELECT FROM events WHERE state = 'dead'") != [], BLOCK_SECONDS)
         run_sql(url, WRITABLE)
         yield Place(service, port, folder)
     finally:

@@ -18,8 +18,9 @@ from alembic.migration import MigrationContext
 from amo_receiver.database import create_engine
 from amo_receiver.embedded.folder import free_port
 from amo_receiver.inbox.models import Base
+from amo_receiver.schema import known_revisions
 from amo_receiver.settings import MIGRATIONS_OF_CHECKOUT
-from servers import ServiceProcess, connect, run_sql, service_environment
+from servers import ServiceProcess, connect, run_sql, service_environment, signed_headers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -31,13 +32,15 @@ KEYED = ("deliveries", "events", "attempts", "leads", "contacts", "tokens")
 OTHERS = {
     "alembic_version": "Alembic's own: one row, the revision",
     "schema_floor": "one row for the whole database: the oldest revision whose code still runs",
+    "key_matches": "a key belongs to a source, which may serve any account; there are a few rows",
 }
+HEAD = known_revisions(MIGRATIONS_OF_CHECKOUT)[0]
 LATER = """
 from alembic import op
 
 from concurrently import create_index
 
-revision, down_revision, branch_labels, depends_on = "0002", "0001", None, None
+revision, down_revision, branch_labels, depends_on = "0900", "{head}", None, None
 
 
 def upgrade() -> None:
@@ -62,7 +65,7 @@ def later_migrations(tmp_path: Path) -> Callable[[str], str]:
 
     def copy(upgrade: str) -> str:
         folder = shutil.copytree(MIGRATIONS_OF_CHECKOUT, tmp_path / "later", ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "versions" / "0002_later.py").write_text(LATER.format(upgrade=upgrade))
+        (folder / "versions" / "0900_later.py").write_text(LATER.format(head=HEAD, upgrade=upgrade))
         return str(folder)
 
     return copy
@@ -96,10 +99,10 @@ async def test_four_at_once_upgrade_an_empty_database(empty_url: str, tmp_path: 
 
     for code, output in await asyncio.gather(*map(ended, runs)):
         assert code == 0, output
-        assert output.endswith("The database is at 0001.\n")
-    assert [tuple(row) for row in run_sql(empty_url, "SELECT version_num FROM alembic_version")] == [("0001",)]
+        assert output.endswith(f"The database is at {HEAD}.\n")
+    assert [tuple(row) for row in run_sql(empty_url, "SELECT version_num FROM alembic_version")] == [(HEAD,)]
     code, output = await migrate(empty_url, "/", "current")
-    assert (code, output) == (0, "The database is at 0001, this release brings 0001: it fits.\n")
+    assert (code, output) == (0, f"The database is at {HEAD}, this release brings {HEAD}: it fits.\n")
 
 
 async def test_through_a_pooler_nothing_is_migrated(pooled_url: str, database_url: str, tmp_path: Path) -> None:
@@ -121,7 +124,7 @@ async def test_a_later_schema_is_left_alone(database_url: str, tmp_path: Path) -
     code, output = await migrate(database_url, tmp_path, "upgrade", "head")
 
     assert code == 0, output
-    assert "later than this release's 0001" in output
+    assert f"later than this release's {HEAD}" in output
     assert [tuple(row) for row in run_sql(database_url, "SELECT version_num FROM alembic_version")] == [("0999",)]
 
 
@@ -222,7 +225,7 @@ async def test_a_lock_in_the_way_is_waited_for_in_short_tries(
         assert pauses[1] > pauses[0]
         code, output = await ended(run)
     assert code == 0, output
-    assert output.endswith("The database is at 0002.\n")
+    assert output.endswith("The database is at 0900.\n")
 
 
 async def test_an_index_left_invalid_is_built_again(database_url: str, tmp_path: Path, later_migrations: Callable[[str], str]) -> None:
@@ -258,10 +261,10 @@ async def test_a_concurrent_index_waits_longer_than_other_locks(
             assert second.stdout is not None
             assert await second.stdout.readline() == b"Another migration run is under way; waiting for it.\n"
             await transaction.rollback()
-            assert [await ended(one) for one in (run, second)] == [(0, "The database is at 0002.\n")] * 2
+            assert [await ended(one) for one in (run, second)] == [(0, "The database is at 0900.\n")] * 2
         assert await indexes(connection) == [(True, False)]
         before = await connection.fetchval("SELECT 'leads_name'::regclass::oid")
-        await connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        await connection.execute("UPDATE alembic_version SET version_num = $1", HEAD)
         assert (await migrate(database_url, tmp_path, "upgrade", "head", MIGRATIONS_DIR=str(tmp_path / "later")))[0] == 0
         assert await connection.fetchval("SELECT 'leads_name'::regclass::oid") == before
 
@@ -301,6 +304,27 @@ async def test_drift_of_what_alembic_does_not_compare(database_url: str, empty_u
     for kind, query in CATALOG.items():
         migrated, modelled = ({tuple(row) for row in run_sql(url, query)} for url in (database_url, empty_url))
         assert migrated == modelled, kind
+
+
+async def test_what_older_code_uses_stays_as_it_was(empty_url: str, tmp_path: Path) -> None:
+    """Each migration after the first only adds: every table, constraint, index and function of before is there unchanged."""
+    queries = CATALOG | {"functions": "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace"}
+    found: dict[str, set[tuple[Any, ...]]] = {kind: set() for kind in queries}
+    for revision in reversed(known_revisions(MIGRATIONS_OF_CHECKOUT)):
+        code, output = await migrate(empty_url, tmp_path, "upgrade", revision)
+        assert code == 0, output
+        before, found = found, {kind: {tuple(row) for row in run_sql(empty_url, query)} for kind, query in queries.items()}
+        assert {kind: before[kind] - found[kind] for kind in queries} == {kind: set() for kind in queries}, revision
+    assert found["functions"]
+
+
+async def test_code_of_the_revision_before_is_ready_on_this_one(start_service: StartService, pooled_url: str, tmp_path: Path) -> None:
+    """A release that brings one migration less takes requests on today's schema."""
+    folder = shutil.copytree(MIGRATIONS_OF_CHECKOUT, tmp_path / "older", ignore=shutil.ignore_patterns("__pycache__", f"{HEAD}_*"))
+    assert HEAD not in known_revisions(folder)
+    service = start_service(pooled_url, env={"MIGRATIONS_DIR": str(folder)})
+    answer = httpx.post(f"{service.url}/api/webhooks/amo", content=b"{}", headers=signed_headers("1"))
+    assert answer.status_code == 200, answer.text
 
 
 async def test_every_key_starts_with_the_account(database_url: str) -> None:

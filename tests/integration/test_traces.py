@@ -13,6 +13,7 @@ import pytest
 
 from factories import contact, custom_field, form_body, lead
 from in_process import FORM, JSON, PATH, TOKEN_PATH
+from integration.load import PATIENCE_SECONDS, PATIENT
 from otlp_sink import OtlpSink, eventually
 from servers import CLIENT_SECRET, WEBHOOK_TOKEN, run_sql, service_environment, signed_headers
 
@@ -41,7 +42,7 @@ def sink() -> Iterator[OtlpSink]:
 @pytest.fixture
 def exporting(sink: OtlpSink) -> dict[str, str]:
     """Return the environment that makes a process send its spans there, soon."""
-    return {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url, "OTEL_BSP_SCHEDULE_DELAY": "50", "LOG_FORMAT": "json"}
+    return {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url, "OTEL_BSP_SCHEDULE_DELAY": "50", "LOG_FORMAT": "json", **PATIENT}
 
 
 def named(sink: OtlpSink, name: str, count: int = 1) -> list[Span]:
@@ -83,7 +84,7 @@ def test_a_trace_goes_on_where_the_sender_began_it(
 ) -> None:
     """Also where the sender does not sample: accept below its span, a batch linked with it, the database call below that."""
     service = start_service(pooled_url, env=exporting)
-    answer = httpx.post(service.url + TOKEN_PATH, content=update(7), headers=FORM | NOT_SAMPLED)
+    answer = httpx.post(service.url + TOKEN_PATH, content=update(7), headers=FORM | NOT_SAMPLED, timeout=PATIENCE_SECONDS)
     assert answer.status_code == 200
     (accept,) = named(sink, "accept")
     assert (accept.trace_id.hex(), accept.parent_span_id.hex(), accept.kind) == (SENDERS_TRACE, SENDERS_SPAN, accept.SPAN_KIND_SERVER)
@@ -107,7 +108,7 @@ def test_a_trace_goes_on_where_the_sender_began_it(
 def test_strangers_make_no_spans(start_service: StartService, pooled_url: str, sink: OtlpSink, exporting: dict[str, str]) -> None:
     """Their traceparent is not honoured; what a verified sender does wrong is a span with its outcome."""
     service = start_service(pooled_url, env=exporting)
-    with httpx.Client(base_url=service.url) as client:
+    with httpx.Client(base_url=service.url, timeout=PATIENCE_SECONDS) as client:
         assert client.post(f"{PATH}/wrong", content=update(1), headers=FORM | NOT_SAMPLED).status_code == 401
         assert client.post(PATH, content=b"{}", headers=JSON | signed_headers("1") | {"X-Signature": "0" * 64}).status_code == 401
         assert client.post(PATH, content=b"[1]", headers=JSON | signed_headers("1")).status_code == 400
@@ -129,7 +130,8 @@ def test_every_later_attempt_links_back(
     """Retries and replays by another process are traces of their own; `events show --trace` names them all."""
     service = start_service(pooled_url, env=exporting, args=["--no-worker"])
     run_sql(database_url, REFUSAL)
-    assert httpx.post(service.url + TOKEN_PATH, content=update(8, REFUSED_PRICE), headers=FORM).json()["status"] == "partial"
+    answer = httpx.post(service.url + TOKEN_PATH, content=update(8, REFUSED_PRICE), headers=FORM, timeout=PATIENCE_SECONDS)
+    assert answer.json()["status"] == "partial"
     (accept,) = named(sink, "accept")
     ((event_id,),) = run_sql(database_url, "SELECT id::text FROM events")
 
@@ -177,7 +179,7 @@ def test_nothing_personal_and_no_secret_leaves(
     ]
     service = start_service(pooled_url, env=exporting | {"LOG_LEVEL": "DEBUG"}, args=["--no-worker"])
     run_sql(database_url, REFUSAL)
-    with httpx.Client(base_url=service.url) as client:
+    with httpx.Client(base_url=service.url, timeout=PATIENCE_SECONDS) as client:
         for content, encoding in bodies:
             client.post(TOKEN_PATH, content=content, headers=encoding)
             client.post(PATH, content=content, headers=encoding | signed_headers("32000001"))
@@ -200,8 +202,9 @@ def test_nothing_personal_and_no_secret_leaves(
 
 def test_a_collector_that_is_away_costs_no_delivery(start_service: StartService, pooled_url: str, database_url: str) -> None:
     """Everything is accepted, and the service ends as fast as ever."""
-    service = start_service(pooled_url, env={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY": "50"})
-    with httpx.Client(base_url=service.url) as client:
+    exporting = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY": "50"}
+    service = start_service(pooled_url, env=exporting | PATIENT)
+    with httpx.Client(base_url=service.url, timeout=PATIENCE_SECONDS) as client:
         assert {client.post(TOKEN_PATH, content=update(number), headers=FORM).status_code for number in range(1, 51)} == {200}
     service.terminate()
     service.end()

@@ -15,6 +15,9 @@ from amo_receiver.inbox.delivery import cut_body
 from amo_receiver.inbox.lookup import NIL, Lookup
 from amo_receiver.inbox.repository import CLAIM, Repository
 from amo_receiver.inbox.states import DEFERRAL_SECONDS, DELAYS_SECONDS, MAX_ATTEMPTS, MAX_CLAIMS, MAX_DEFERRAL_SECONDS
+from amo_receiver.telemetry.metrics import Metrics
+from amo_receiver.worker.journal import AttemptJournal
+from exposition import read, sample
 from factories import ACCOUNT, digital_pipeline_lead, form_body, json_body, lead
 from integration.acceptance import CURRENT, accept, attempt, delivered, make_due, make_pending, opened, retrying, unparsed
 from servers import WEBHOOK_TOKEN, connect
@@ -423,6 +426,29 @@ async def test_an_unparsed_body_is_parsed_by_a_replay_and_gives_its_events_once(
     names = await connection.fetch("SELECT id, name, status FROM leads ORDER BY id")
     assert [tuple(row) for row in names] == [(GOOD, "dated", "new"), (15, None, "contacted")]
     assert await connection.fetchval("SELECT count(*) FROM deliveries") == 1
+
+
+async def test_what_an_unparsed_body_held_is_counted(poisoned: asyncpg.Connection, repository: Repository) -> None:
+    """By what became of each event, as at acceptance, once, and as events of the attempt that found them."""
+    await accept(repository, delivered(json_body("leads", "update", lead(id=15))))
+    body = json_body("leads", "update", lead(id=GOOD), lead(id="none"))
+    await accept(repository, unparsed(body), unparsed(json_body("leads", "update", lead(id=15), lead(id=16), lead(id=POISON))))
+    await Lookup(repository.engine).replay_named(
+        ACCOUNT, [row["id"] for row in await poisoned.fetch("SELECT id::text FROM events WHERE entity = 'unparsed'")]
+    )
+    metrics = Metrics()
+    await attempt(repository, poisoned, journal=AttemptJournal(metrics=metrics))
+    samples = await read(metrics)
+    counted = {dict(labels)["amo_outcome"]: value for (name, labels), value in samples.items() if name == "amo_events_total"}
+    assert counted == {"applied": 1, "dead": 1, "duplicate": 1, "pending": 2}
+    assert samples[sample("amo_event_lag_seconds_count", amo_attempt_kind="replay")] == 1
+    assert samples[sample("amo_dead_letters_total", amo_entity="leads", amo_attempt_kind="replay")] == 1
+    assert sample("amo_delivery_newest_age_seconds") not in samples
+    await attempt(repository, poisoned, journal=AttemptJournal(metrics=metrics))
+    again = await read(metrics)
+    assert {key: value for key, value in again.items() if key[0] == "amo_events_total"} == {
+        key: value for key, value in samples.items() if key[0] == "amo_events_total"
+    }
 
 
 async def test_a_body_parsed_late_belongs_to_the_account_it_names(repository: Repository, connection: asyncpg.Connection) -> None:

@@ -191,6 +191,13 @@ MOVES: dict[str, tuple[Callable[[Metrics], object], dict[Sample, float]]] = {
     "a clock behind the CRM's": (
         lambda m: m.stored([Event(occurred_at="2026-11-22T12:05:00.000000Z")]), {counted("applied"): 1, **lag("accept", 0)},
     ),
+    "what an unparsed body held": (
+        lambda m: m.stored([Event("1"), Event("2", row=None, problem="no id")], kind="replay"),
+        {
+            counted("applied"): 1, counted("dead"): 1, **lag("replay", 10),
+            sample("amo_dead_letters_total", amo_entity="leads", amo_attempt_kind="replay"): 1,
+        },
+    ),
     "a retry that went through": (
         lambda m: m.attempted(ATTEMPT, "retry", "applied"),
         {sample("amo_attempts_total", amo_attempt_kind="retry", amo_outcome="applied"): 1, **lag("retry", 10)},
@@ -288,6 +295,7 @@ async def test_the_age_of_the_newest_delivery_grows_until_the_next(metrics: Metr
     assert age not in await read(metrics)
     metrics.stored([])
     clock.now += 90
+    metrics.stored([], kind="retry")  # a body that came long ago
     assert (await read(metrics))[age] == 90
     metrics.stored([])
     assert (await read(metrics))[age] == 0

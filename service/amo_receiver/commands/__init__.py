@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from amo_receiver.commands import check, dev, doctor, events, fields, migrate, notify, prune, replay, serve
+from amo_receiver.commands import check, dev, doctor, events, fields, migrate, notify, prune, replay, serve, url
 
 app = typer.Typer(
     name="amo-webhooks",
@@ -24,3 +24,4 @@ replay.register(app)
 prune.register(app)
 notify.register(app)
 fields.register(app)
+url.register(app)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import signal
+from contextlib import suppress
+from pathlib import Path  # noqa: TC003 - typer reads it at run time
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -10,14 +14,19 @@ from sqlalchemy.exc import DBAPIError
 
 from amo_receiver import schema
 from amo_receiver.commands.database import sentence
-from amo_receiver.database import create_engine
+from amo_receiver.commands.migration_result import reported
+from amo_receiver.database import create_engine, span_attributes
 from amo_receiver.errors import CommandError, ConfigurationError
 from amo_receiver.settings import load_settings
+from amo_receiver.telemetry.command import migration_tracer
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 Result = TypeVar("Result")
+
+LOCK_TIMEOUTS_MS = range(100, 5_001)
+TOLD_TO_END = "Told to end (SIGTERM) before all was done: what was under way is rolled back."
 
 app = typer.Typer(help="Bring the database schema up to date, on the direct connection.", no_args_is_help=True)
 
@@ -40,13 +49,62 @@ def _direct_url() -> str:
 
 
 @app.command()
-def upgrade(target: Annotated[str, typer.Argument(help="`head` or a revision.")] = "head") -> None:
+def upgrade(
+    target: Annotated[str, typer.Argument(help="`head` or a revision.")] = "head",
+    lock_timeout: Annotated[str, typer.Option(help="How long one try waits for its locks, from 100ms to 5s.")] = "500ms",
+    result: Annotated[Path | None, typer.Option(help="File for the result as JSON, such as /dev/termination-log.")] = None,
+) -> None:
     """Apply the migrations that are missing; any number of processes may do it at once.
 
     Example: amo-webhooks migrate upgrade head
     """
-    revision = run(schema.upgrade(_direct_url(), load_settings().migrations_dir, target, typer.echo))
-    typer.echo(f"The database is at {revision}.")
+    progress = schema.Run()
+    with reported(progress, result):
+        asyncio.run(_upgrade(target, lock_timeout, progress))
+    typer.echo(f"The database is at {progress.after}.")
+
+
+async def _upgrade(target: str, lock_timeout: str, progress: schema.Run) -> None:
+    """Upgrade until told to end; the statement that runs then is cancelled, and its transaction rolled back."""
+    url, loop, task = _direct_url(), asyncio.get_running_loop(), asyncio.current_task()
+    told = asyncio.Event()
+
+    def end() -> None:
+        told.set()
+        if task:
+            task.cancel()
+
+    with suppress(NotImplementedError):  # Windows has no such signal
+        loop.add_signal_handler(signal.SIGTERM, end)
+    try:
+        await schema.upgrade(
+            url,
+            load_settings().migrations_dir,
+            target,
+            typer.echo,
+            lock_timeout_ms=_milliseconds(lock_timeout),
+            run=progress,
+            step=migration_tracer(_named(url)),
+        )
+    except BaseException as error:
+        if told.is_set():
+            raise CommandError(TOLD_TO_END) from error
+        raise
+
+
+def _named(url: str) -> dict[str, str | int]:
+    try:
+        return span_attributes(url)
+    except ValueError:  # several hosts: which one it was is not known here
+        return {}
+
+
+def _milliseconds(lock_timeout: str) -> int:
+    written = re.fullmatch(r"([0-9]{1,4})(ms|s)", lock_timeout)
+    milliseconds = int(written[1]) * (1 if written[2] == "ms" else 1_000) if written else 0
+    if milliseconds not in LOCK_TIMEOUTS_MS:
+        raise ConfigurationError("--lock-timeout must be from 100ms to 5s, such as 500ms or 2s.")
+    return milliseconds
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from amo_receiver.inbox.matches import Matches
 from amo_receiver.log import DeliveryLog, get_logger
 from amo_receiver.notify import Kind, Notifier, dead_letters
 from amo_receiver.telemetry.current import log_fields
@@ -44,11 +45,13 @@ class Journal:
         tracing: Tracing | None = None,
         metrics: Metrics | None = None,
         notifier: Notifier | None = None,
+        matches: Matches | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._tracing = tracing
         self._metrics = metrics or Metrics()
         self._notifier = notifier or Notifier("")
+        self._matches = matches or Matches()
         self._clock = clock
         self._accepted = DeliveryLog(log, deliveries_per_second)
         self._refused = DeliveryLog(log, deliveries_per_second, level=logging.WARNING)
@@ -68,7 +71,9 @@ class Journal:
     def verified(self, arrival: Arrival, headers: Headers) -> None:
         """Begin its span, below the sender's where it names one; from here on ``headers`` names ours, which is stored."""
         if arrival.permit:
-            self._metrics.matched(arrival.permit.match.kind, arrival.permit.match.fingerprint)
+            match = arrival.permit.match
+            self._metrics.matched(match.kind, match.fingerprint)
+            self._matches.note(match, arrival.at_ns)
         if self._tracing:
             arrival.span = self._tracing.accept(headers.traceparent, arrival.at_ns)
             headers.traceparent = arrival.span.traceparent

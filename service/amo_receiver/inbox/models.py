@@ -1,4 +1,7 @@
-"""The six tables. All times are UTC. Every key starts with ``account_id``, so that the tables can be distributed by account."""
+"""The tables. All times are UTC. Every key starts with ``account_id``, so that the tables can be distributed by account.
+
+Two small ones at the end are no account's.
+"""
 
 from __future__ import annotations
 
@@ -181,6 +184,17 @@ class Token(Base):
     refresh_token: Mapped[str] = mapped_column(doc="Lives three months and is replaced at every refresh.")
     expires_at: Mapped[datetime] = mapped_column(doc="When the access token ends.")
     updated_at: Mapped[datetime] = mapped_column(server_default=text("now()"), doc="When the pair was last refreshed.")
+
+
+class KeyMatch(Base):
+    """When a key was last used; written at most once a minute, and kept for 90 days after that."""
+
+    __tablename__ = "key_matches"
+
+    source: Mapped[str] = _key("The configured sender whose key it is.")
+    kind: Mapped[str] = _key("client_secret, url_key or token.")
+    fingerprint: Mapped[str] = _key("First 12 hex digits that name the key.")
+    matched_at: Mapped[datetime] = mapped_column(doc="When a request that it authenticated came last, by the service's clock.")
 
 
 class SchemaFloor(Base):

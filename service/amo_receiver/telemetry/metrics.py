@@ -130,16 +130,23 @@ class Metrics:
         self._sizes.observe((), deliveries)
         self._waits.observe((), waited_seconds)
 
-    def stored(self, events: Iterable[StoredEvent], pending: Container[str] = (), duplicates: Container[str] = ()) -> None:
-        """Count events that are committed; ``pending`` and ``duplicates`` hold the ids of those not applied, and of those known before."""
-        now = self._newest = self._clock()
+    def stored(
+        self, events: Iterable[StoredEvent], pending: Container[str] = (), duplicates: Container[str] = (), kind: str = "accept"
+    ) -> None:
+        """Count events that are committed; ``pending`` and ``duplicates`` hold the ids of those not applied, and of those known before.
+
+        ``kind``: of the attempt that stored them; a body that is parsed later is no new delivery.
+        """
+        now = self._clock()
+        if kind == "accept":
+            self._newest = now
         for event in events:
             entity = event.entity if event.entity in ENTITIES else OTHER
             if event.id in duplicates:
                 outcome = "duplicate"
             elif event.problem is not None:
                 outcome = "dead"
-                self._dead.add((entity, "accept"))
+                self._dead.add((entity, kind))
             elif event.row is None:
                 outcome = "recorded"
             elif event.id in pending:
@@ -147,7 +154,7 @@ class Metrics:
             else:
                 outcome = "applied"
                 if event.occurred_at is not None:
-                    self._event_lags.observe(("accept",), now - _seconds(event.occurred_at))
+                    self._event_lags.observe((kind,), now - _seconds(event.occurred_at))
             self._events.add((entity, event.action if event.action in ACTIONS else OTHER, outcome))
 
     # The database and the worker

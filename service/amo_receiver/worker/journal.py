@@ -18,6 +18,8 @@ from amo_receiver.telemetry.setup import Telemetry
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from amo_receiver.inbox.delivery import Event
+    from amo_receiver.inbox.repository import Accepted
     from amo_receiver.inbox.settling import Failure
 
 log = get_logger(__name__)
@@ -64,6 +66,12 @@ class AttemptJournal:
         }
         links = links_to(event.traceparent)
         return self._telemetry.tracer.start_span(kind_of(event), Context(), SpanKind.CONSUMER, attributes=attributes, links=links)
+
+    def parsed(self, event: Any, found: list[Event], accepted: Accepted) -> None:
+        """Count the events that an unparsed body turned out to hold; those that could not be applied at once have their attempts yet."""
+        pending = () if accepted.applied else [each.id for each in found]
+        duplicates = {event_id for event_id, known in accepted.known.items() if known.of != event_id}
+        self._metrics.stored(found, pending, duplicates, kind_of(event))
 
     def ended(
         self,

@@ -44,6 +44,10 @@ OLDEST = "r.id < greatest(CAST(:processed_before AS uuid), CAST(:dead_before AS 
 # OFFSET 0 keeps this one probe of an index for each delivery: joined as a whole, all events of the account would be read.
 OF_DELIVERY = "SELECT FROM events e WHERE e.account_id = r.account_id AND e.delivery_id = r.id {condition} OFFSET 0"
 
+UNUSED_KEYS = "DELETE FROM key_matches WHERE matched_at < :before"
+UNUSED_KEY_DAYS = 90
+"""Longer than a key that is rotated out can still be accepted."""
+
 
 class Step(NamedTuple):
     """One kind of rows: where they are, which of them are old, which will be once the steps before are done, and what goes with them."""
@@ -107,10 +111,12 @@ async def prune(
 ) -> dict[str, int]:
     """Delete processed and dead events past their days, and deliveries whose last event is gone; return how many of each.
 
-    Pending events are never deleted, nor is a delivery of which there still is an event.
+    Pending events are never deleted, nor is a delivery of which there still is an event. The last matches of keys that nobody uses any
+    more go along, uncounted.
     """
     progress = progress or Progress()
     cutoffs = _cutoffs(processed_days, dead_days, now)
+    await _prune_unused_keys(engine, now or datetime.now(UTC))
     counts = dict.fromkeys((step.what for step in STEPS), 0)
     for step in STEPS:
         for account_id in await _accounts(engine, step, cutoffs):
@@ -143,6 +149,12 @@ async def _accounts(engine: AsyncEngine, step: Step, cutoffs: dict[str, str]) ->
     statement = ACCOUNTS.format(accounts=accounts_of(step.table), table=step.table, condition=step.condition)
     async with engine.connect() as connection:
         return list(await connection.scalars(text(statement), cutoffs))
+
+
+async def _prune_unused_keys(engine: AsyncEngine, now: datetime) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
+        await connection.execute(text(UNUSED_KEYS), {"before": now - timedelta(days=UNUSED_KEY_DAYS)})
 
 
 async def _prune_batch(engine: AsyncEngine, step: Step, parameters: dict[str, str], most: int) -> tuple[int | None, str | None]:

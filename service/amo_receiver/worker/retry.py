@@ -135,7 +135,7 @@ class Retry:
         # An earlier attempt may have stored them and ended before it could say so; undated events are never duplicates.
         if await is_parsed(self._repository.engine, delivery.id, {each.account_id for each in delivery.events}, event.id):
             return
-        await self._repository.accept([delivery])
+        self._journal.parsed(event, delivery.events, await self._repository.accept([delivery]))
 
     def _parsed(self, event: Any, stored: Any) -> Delivery:
         credential = Credential(stored.source, stored.key_kind, stored.key_fingerprint)

@@ -1,0 +1,1 @@
+"""The operator: keeps keyrings and the database's schema as its custom resources say."""

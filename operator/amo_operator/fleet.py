@@ -1,0 +1,51 @@
+"""The pods that verify requests, and what each of them reports of its keyring."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from amo_operator.evidence import Report
+
+if TYPE_CHECKING:
+    from amo_operator.kube import Kube, PodSeen
+
+
+@dataclass
+class Fleet:
+    """What one round saw; ``is_steady`` means: the same pods as the round before, and no rollout running."""
+
+    _kube: Kube
+    pods: list[PodSeen] = field(default_factory=list)
+    is_steady: bool = False
+    _answers: dict[str, list[dict[str, Any]] | str] = field(default_factory=dict)
+    _before: set[str] = field(default_factory=set)
+
+    async def look(self) -> None:
+        """List the pods and ask each for its report, all at once."""
+        self.pods = await self._kube.pods()
+        answers = await asyncio.gather(*(self._kube.ask(pod) for pod in self.pods))
+        self._answers = {pod.uid: answer for pod, answer in zip(self.pods, answers, strict=True)}
+        present = {pod.uid for pod in self.pods}
+        self.is_steady = present == self._before and not await self._kube.is_rolling_out()
+        self._before = present
+
+    def reports(self, source: str) -> tuple[Report, ...]:
+        """Return what each pod reports of one source."""
+        return tuple(_report(pod, source, self._answers[pod.uid]) for pod in self.pods)
+
+
+def _report(pod: PodSeen, source: str, answer: list[dict[str, Any]] | str) -> Report:
+    if isinstance(answer, str):
+        return Report(pod.name, pod.uid, answer, None, frozenset(), {})
+    try:
+        mine = next((each for each in answer if each["source"] == source), None)
+        if mine is None:
+            return Report(pod.name, pod.uid, "it has not read this keyring yet", None, frozenset(), {})
+        keys = mine["keys"]
+        matches = {key["fingerprint"]: datetime.fromisoformat(key["last_matched_at"]) for key in keys if key.get("last_matched_at")}
+        return Report(pod.name, pod.uid, None, int(mine["generation"]), frozenset(key["fingerprint"] for key in keys), matches)
+    except (KeyError, TypeError, ValueError):
+        return Report(pod.name, pod.uid, "its answer is no keyring report", None, frozenset(), {})

@@ -1,0 +1,136 @@
+"""One AmoIntegration: read what there is, decide, write the keyring, tell senders and pods, and say how it stands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from amo_operator.evidence import Observed, lag
+from amo_operator.keyring import CorruptKeyring, Keyring, credentials, new_secret, read_keyring, write_keyring
+from amo_operator.resources import FIELD_MANAGER, ROTATE, event, owner, secret
+from amo_operator.rotation import decide
+from amo_operator.spec import CREDENTIALS_SUFFIX
+from amo_operator.standing import integration_status, known_retired, late_matches, standing_of, wanted_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from amo_operator.conditions import Standing
+    from amo_operator.config import Config
+    from amo_operator.evidence import Note
+    from amo_operator.fleet import Fleet
+    from amo_operator.kube import Kube, SecretSeen
+    from amo_operator.metrics import Metrics
+    from amo_operator.spec import AmoIntegrationSpec
+    from amo_operator.telemetry import Tracing
+
+
+class Integrations:
+    """What a reconcile of an AmoIntegration does.
+
+    Order of writes: keyring, pods' nudge, credentials, status (by the caller). A key is published before any sender is told of it, so
+    an operator that dies between any two of them has promised nothing that is not kept.
+    """
+
+    def __init__(self, kube: Kube, config: Config, metrics: Metrics, tracing: Tracing) -> None:
+        self._kube = kube
+        self._config = config
+        self._metrics = metrics
+        self._tracing = tracing
+        self._orphans: set[str] = set()
+
+    async def reconcile(
+        self, resource: dict[str, Any], spec: AmoIntegrationSpec, fleet: Fleet, now: datetime
+    ) -> tuple[dict[str, Any], Standing]:
+        """Bring an integration's keyring a step further; return its status without conditions, and its standing."""
+        name = resource["metadata"]["name"]
+        published = await self._kube.secret(self._config.keyring_secret)
+        held, problem = _read(published, name)
+        told = await self._kube.secret(name + CREDENTIALS_SUFFIX)
+        wanted, reports, before = wanted_of(spec), fleet.reports(name), resource.get("status") or {}
+        observed = Observed(
+            now=now,
+            keyring=held,
+            problem=problem,
+            input_secret=await self._input(spec),
+            credentials=told.texts if told else None,
+            reports=reports,
+            steady=fleet.is_steady,
+            rotate_request=(resource["metadata"].get("annotations") or {}).get(ROTATE),
+            floor=max([before.get("generation") or 0, *(report.generation or 0 for report in reports)]),
+            known_retired=known_retired(before),
+        )
+        decision = decide(wanted, observed, new_secret)
+        keyring = decision.keyring
+        if keyring is not None:
+            version = published.version if published else ""
+            if keyring != held:
+                version = await self._publish(name, published, keyring)
+                await self._announce(resource, decision.changes, now)
+                if problem and observed.floor:
+                    self._metrics.rebuilt(name)
+            await self._nudge(fleet, name, keyring, version)
+            if wanted.rotate_every:
+                await self._tell_senders(resource, credentials(keyring, is_generated=spec.client_secret is not None), told)
+        status = integration_status(wanted, name, decision, observed)
+        self._metrics.keys(name, *late_matches(wanted, decision, observed))
+        return status, standing_of(wanted, decision, observed)
+
+    async def _announce(self, resource: dict[str, Any], changes: Iterable[Note], now: datetime) -> None:
+        for change in changes:
+            await self._kube.post_event(event(resource, change.reason, change.message, now))
+
+    async def _input(self, spec: AmoIntegrationSpec) -> str | None:
+        if spec.client_secret_ref is None:
+            return None
+        found = await self._kube.secret(spec.client_secret_ref.name)
+        return found.texts.get(spec.client_secret_ref.key) if found else None
+
+    async def _publish(self, name: str, published: SecretSeen | None, keyring: Keyring) -> str:
+        """Write one integration's document, if nobody wrote the Secret since it was read; return the Secret's new version."""
+        data = {name: write_keyring(keyring)}
+        if published is None:
+            with self._tracing.change("create secrets"):
+                return await self._kube.create_secret(secret(self._config.keyring_secret, self._config.instance, data))
+        manifest = secret(self._config.keyring_secret, self._config.instance, data, resourceVersion=published.version)
+        with self._tracing.change("patch secrets"):
+            return await self._kube.apply_secret(manifest, f"{FIELD_MANAGER}-{name}")
+
+    async def _nudge(self, fleet: Fleet, name: str, keyring: Keyring, version: str) -> None:
+        """Make the kubelets of the pods that do not have this keyring refresh it now."""
+        reports = {report.uid: report for report in fleet.reports(name)}
+        for pod in fleet.pods:
+            if not pod.is_ending and pod.nudged != version and lag(keyring, reports[pod.uid]) is not None:
+                with self._tracing.change("patch pods"):
+                    await self._kube.nudge(pod, version)
+
+    async def _tell_senders(self, resource: dict[str, Any], texts: dict[str, str], seen: SecretSeen | None) -> None:
+        if not texts or (seen is not None and seen.texts == texts):
+            return
+        name = resource["metadata"]["name"] + CREDENTIALS_SUFFIX
+        manifest = secret(name, self._config.instance, texts, ownerReferences=[owner(resource)])
+        with self._tracing.change("patch secrets"):
+            await self._kube.apply_secret(manifest, FIELD_MANAGER)
+
+    async def revoke_orphans(self, present: set[str]) -> None:
+        """Empty the keyrings of integrations that are gone, seen so twice: a file that merely disappears stays in force in the pods."""
+        published = await self._kube.secret(self._config.keyring_secret)
+        gone = {name for name in (published.texts if published else ()) if name not in present}
+        certain, self._orphans = gone & self._orphans, gone
+        for name in sorted(certain):
+            held, _ = _read(published, name)
+            if held is not None and held.keys:
+                with self._tracing.reconcile("AmoIntegration", name):
+                    await self._publish(name, published, replace(held, generation=held.generation + 1, keys=()))
+                return  # the version that was read is used up; the next round takes the next one
+
+
+def _read(published: SecretSeen | None, name: str) -> tuple[Keyring | None, str | None]:
+    """Return an integration's document, or why there is none."""
+    if published is None or name not in published.texts:
+        return None, "missing"
+    try:
+        return read_keyring(published.texts[name]), None
+    except CorruptKeyring as error:
+        return None, f"corrupt: {error}"

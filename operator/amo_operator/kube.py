@@ -1,0 +1,216 @@
+"""The only place that talks to the API server and to the service's pods.
+
+Each method is one call, named for the verb that the Role must allow (operator/README.md lists them with their reasons). Nothing is
+cached and nothing is tried again here: the next reconcile reads afresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from httpx2 import Timeout
+from lightkube import AsyncClient, KubeConfig
+from lightkube.core.exceptions import ApiError
+from lightkube.generic_resource import create_namespaced_resource
+from lightkube.resources.apps_v1 import Deployment
+from lightkube.resources.batch_v1 import Job as JobResource
+from lightkube.resources.core_v1 import Event, Pod, Secret
+from lightkube.types import CascadeType, PatchType
+
+from amo_operator import migration
+from amo_operator.resources import FIELD_MANAGER, NUDGE, secret_texts
+from amo_operator.spec import GROUP, VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from amo_operator.config import Config
+
+RESOURCES = {
+    "AmoIntegration": create_namespaced_resource(GROUP, VERSION, "AmoIntegration", "amointegrations"),
+    "SchemaMigration": create_namespaced_resource(GROUP, VERSION, "SchemaMigration", "schemamigrations"),
+}
+FINISHED = {"Succeeded", "Failed"}
+JOB_OF_POD = "batch.kubernetes.io/job-name"
+MOST_REPORT_BYTES = 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSeen:
+    """A Secret as it was read: its texts, and the version by which a write tells whether it still is so."""
+
+    texts: Mapping[str, str]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodSeen:
+    """A service pod that is not finished; terminating ones still verify requests."""
+
+    name: str
+    uid: str
+    address: str | None
+    nudged: str | None
+    is_ending: bool
+
+
+class Kube:
+    """A client of one namespace."""
+
+    def __init__(self, config: Config, kubeconfig: KubeConfig | None = None) -> None:
+        self._config = config
+        settings = kubeconfig or KubeConfig.from_env()
+        # Any: its models say that each field may be absent, also those that the API server always fills.
+        self._client: Any = AsyncClient(
+            settings, namespace=config.namespace, field_manager=FIELD_MANAGER, timeout=Timeout(config.request_seconds)
+        )
+        self._pods = httpx.AsyncClient(timeout=config.answer_seconds, trust_env=False)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+        await self._pods.aclose()
+
+    async def resources(self, kind: str) -> list[dict[str, Any]]:
+        """List the custom resources of a kind."""
+        found = [each.to_dict() async for each in self._client.list(RESOURCES[kind])]
+        return [{**each, "apiVersion": f"{GROUP}/{VERSION}", "kind": kind} for each in found]
+
+    async def write_status(self, kind: str, name: str, status: Mapping[str, Any]) -> None:
+        """Apply a status whole: what is not in it any more goes."""
+        resource = RESOURCES[kind]
+        body: dict[str, Any] = {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, "metadata": {"name": name}, "status": dict(status)}
+        await self._client.apply(resource.Status.from_dict(body), name=name, force=True)
+
+    async def secret(self, name: str) -> SecretSeen | None:
+        """Get a Secret by its name."""
+        try:
+            found = await self._client.get(Secret, name)
+        except ApiError as error:
+            if error.response.status_code == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        return SecretSeen(secret_texts(found.data), str(found.metadata and found.metadata.resourceVersion))
+
+    async def create_secret(self, manifest: Mapping[str, Any]) -> str:
+        """Create a Secret and return its version; one that is there already is a conflict.
+
+        :raises ApiError: 409, somebody else was first.
+        """
+        made = await self._client.create(Secret.from_dict(dict(manifest)))
+        return str(made.metadata and made.metadata.resourceVersion)
+
+    async def apply_secret(self, manifest: Mapping[str, Any], manager: str) -> str:
+        """Apply a Secret's fields as their only owner and return its version.
+
+        With a ``resourceVersion`` in the manifest only if that is still the current one.
+
+        :raises ApiError: 409, it was changed meanwhile.
+        """
+        made = await self._client.apply(Secret.from_dict(dict(manifest)), field_manager=manager, force=True)
+        return str(made.metadata and made.metadata.resourceVersion)
+
+    async def pods(self) -> list[PodSeen]:
+        """List the service's pods that are not finished, by name."""
+        selector = dict(part.split("=", 1) for part in self._config.pod_selector.split(","))
+        seen = []
+        async for pod in self._client.list(Pod, labels=selector):
+            if pod.status is not None and pod.status.phase in FINISHED:
+                continue
+            metadata, address = pod.metadata, pod.status and pod.status.podIP
+            nudged = (metadata.annotations or {}).get(NUDGE)
+            seen.append(PodSeen(metadata.name, metadata.uid, address, nudged, metadata.deletionTimestamp is not None))
+        return sorted(seen, key=lambda pod: pod.name)
+
+    async def is_rolling_out(self) -> bool:
+        """Tell whether a Deployment of the service is between two versions of its pods."""
+        selector = dict(part.split("=", 1) for part in self._config.pod_selector.split(","))
+        async for deployment in self._client.list(Deployment, labels=selector):
+            status = deployment.status
+            replicas = (status and status.replicas) or 0
+            updated = (status and status.updatedReplicas) or 0
+            if status is None or (status.observedGeneration or 0) < (deployment.metadata.generation or 0) or updated != replicas:
+                return True
+        return False
+
+    async def nudge(self, pod: PodSeen, version: str) -> None:
+        """Patch an annotation of a pod, so that its kubelet refreshes what it mounts; a pod that is gone meanwhile needs none."""
+        try:
+            patch = {"metadata": {"annotations": {NUDGE: version}}}
+            await self._client.patch(Pod, pod.name, patch, patch_type=PatchType.MERGE)
+        except ApiError as error:
+            if error.response.status_code != HTTPStatus.NOT_FOUND:
+                raise
+
+    async def ask(self, pod: PodSeen) -> list[dict[str, Any]] | str:
+        """Return what a pod reports of its sources, or why it cannot be known, in words for a person."""
+        if pod.address is None:
+            return "it has no address yet"
+        host = f"[{pod.address}]" if ":" in pod.address else pod.address
+        try:
+            async with asyncio.timeout(self._config.answer_seconds):
+                answer = await self._pods.get(f"http://{host}:{self._config.management_port}/keyring")
+            if answer.status_code != HTTPStatus.OK or len(answer.content) > MOST_REPORT_BYTES:
+                return f"it answered {answer.status_code}"
+            sources = answer.json()["sources"]
+        except (httpx.HTTPError, TimeoutError) as error:
+            return f"it did not answer ({type(error).__name__})"
+        except (ValueError, KeyError, TypeError):
+            return "its answer is no keyring report"
+        return sources if isinstance(sources, list) else "its answer is no keyring report"
+
+    async def job(self, name: str) -> migration.Job | None:
+        """Get a Job with what its newest pod said."""
+        try:
+            job = await self._client.get(JobResource, name)
+        except ApiError as error:
+            if error.response.status_code == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        if job.metadata.deletionTimestamp is not None:
+            return migration.Job(name, "ending")
+        held = {
+            each.type: each.message or each.reason or "" for each in (job.status and job.status.conditions) or () if each.status == "True"
+        }
+        said, waiting = await self._said(name)
+        if "Complete" in held:
+            return migration.Job(name, "complete", said=said)
+        if "Failed" in held:
+            return migration.Job(name, "failed", held["Failed"], said)
+        return migration.Job(name, said=said, waiting=waiting)
+
+    async def _said(self, job: str) -> tuple[str, str]:
+        """Return the newest termination message of a Job's pods, and why a container of them does not start."""
+        messages, waiting = [], ""
+        async for pod in self._client.list(Pod, labels={JOB_OF_POD: job}):
+            for container in (pod.status and pod.status.containerStatuses) or ():
+                state = container.state
+                if state and state.terminated:
+                    messages.append((str(state.terminated.finishedAt), state.terminated.message or ""))
+                elif state and state.waiting and state.waiting.reason not in ("ContainerCreating", "PodInitializing", None):
+                    waiting = f"{state.waiting.reason}: {state.waiting.message or ''}"
+        return max(messages, default=("", ""))[1], waiting
+
+    async def create_job(self, manifest: Mapping[str, Any]) -> None:
+        """Create a Job; that it is there already is as good."""
+        try:
+            await self._client.create(JobResource.from_dict(dict(manifest)))
+        except ApiError as error:
+            if error.response.status_code != HTTPStatus.CONFLICT:
+                raise
+
+    async def delete_job(self, name: str) -> None:
+        """Delete a Job and its pods; that it is gone already is as good."""
+        try:
+            await self._client.delete(JobResource, name, cascade=CascadeType.BACKGROUND)
+        except ApiError as error:
+            if error.response.status_code != HTTPStatus.NOT_FOUND:
+                raise
+
+    async def post_event(self, manifest: Mapping[str, Any]) -> None:
+        """Create a Kubernetes Event."""
+        await self._client.create(Event.from_dict(dict(manifest)))

@@ -1,0 +1,266 @@
+"""The last match of each key over processes, restarts and outages, on a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from sqlalchemy import event
+
+from amo_receiver.amocrm.keyring import Key, Keyring, Match, Source, fingerprint
+from amo_receiver.app import MATCHES_SECONDS
+from amo_receiver.database import create_engine
+from amo_receiver.inbox.matches import LAG, READ_SECONDS, Matches
+from amo_receiver.worker.maintenance import UNUSED_KEY_DAYS, prune
+from in_process import JSON, PATH, TOKEN_PATH, running, settings_for
+from servers import CLIENT_SECRET, WEBHOOK_TOKEN, connect, run_sql, signed_headers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from conftest import StartService
+    from servers import ServiceProcess
+
+OLD, NEW = Key("url_key", b"old", "previous"), Key("url_key", b"new")
+ACME = Source("acme", "acme", 7, None, (OLD, NEW))
+KEYRING = Keyring((ACME,))
+TABLE = "SELECT source, kind, fingerprint, matched_at FROM key_matches ORDER BY fingerprint"
+WRITTEN = (
+    "CREATE TABLE written (number bigserial PRIMARY KEY, matched_at timestamptz)",
+    """CREATE FUNCTION note_written() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO written (matched_at) VALUES (NEW.matched_at);
+        RETURN NULL;
+    END $$""",
+    "CREATE TRIGGER written AFTER INSERT OR UPDATE ON key_matches FOR EACH ROW EXECUTE FUNCTION note_written()",
+)
+"""Keeps every write of the table."""
+
+
+class Clock:
+    """A clock that stands until it is set, an hour ago at first."""
+
+    def __init__(self) -> None:
+        self.now = float(int(datetime.now(UTC).timestamp()) - 3600)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def moment(self) -> datetime:
+        return datetime.fromtimestamp(self.now, UTC)
+
+
+class Process:
+    """What one process has: its own memory and its own connections, whose reads of the table are counted."""
+
+    def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
+        self.clock, self.engine, self.matches, self.calls = clock, engine, Matches(clock), 0
+        event.listen(engine.sync_engine, "before_cursor_execute", self._count)
+
+    def _count(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        self.calls += statement.startswith("SELECT source")
+
+    def match(self, key: Key, seconds_ago: float = 0) -> None:
+        self.matches.note(Match(ACME, key.fingerprint, key.kind, None), int((self.clock.now - seconds_ago) * 1e9))
+
+    async def exchange(self, keyring: Keyring = KEYRING, **options: Any) -> None:
+        await self.matches.exchange(self.engine, keyring, **options)
+
+    def shown(self, keyring: Keyring = KEYRING) -> dict[str, datetime | None]:
+        """Return what the report says of each key."""
+        keys = [key for source in self.matches.report(keyring)["sources"] for key in source["keys"]]
+        return {key["fingerprint"]: at and datetime.fromisoformat(at) for key in keys for at in [key["last_matched_at"]]}
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@asynccontextmanager
+async def processes(url: str, clock: Clock, count: int = 2) -> AsyncIterator[list[Process]]:
+    """Open the connections of so many processes."""
+    engines = [create_engine(url, pool_size=1) for _ in range(count)]
+    try:
+        yield [Process(engine, clock) for engine in engines]
+    finally:
+        for engine in engines:
+            await engine.dispose()
+
+
+async def test_busy_processes_write_a_key_once_a_minute_together(pooled_url: str, database_url: str, clock: Clock) -> None:
+    """And whoever is killed at any instant takes no more than the last minute with it, and the time between two looks."""
+    run_sql(database_url, *WRITTEN)
+    chance, lost = random.Random(1), timedelta()  # noqa: S311 - the same every time
+    async with processes(pooled_url, clock, 3) as running_processes, connect(database_url) as connection:
+        for _ in range(120):
+            clock.now += MATCHES_SECONDS
+            for process in running_processes:
+                process.match(NEW, chance.uniform(0, MATCHES_SECONDS))
+            stored = await connection.fetchval("SELECT max(matched_at) FROM key_matches")
+            lost = max(lost, clock.moment() - stored) if stored else lost
+            await asyncio.gather(*(process.exchange() for process in chance.sample(running_processes, 3)))
+        written = [row["matched_at"] for row in await connection.fetch("SELECT matched_at FROM written ORDER BY number")]
+    assert 8 <= len(written) <= 11, "ten minutes have passed"
+    assert all(later - earlier > LAG for earlier, later in pairwise(written))
+    assert lost <= LAG + 2 * timedelta(seconds=MATCHES_SECONDS)
+
+
+async def test_a_process_without_matches_reads_once_a_minute(database_url: str, clock: Clock) -> None:
+    """It learns what the others wrote, and asks nothing in between."""
+    async with processes(database_url, clock) as (busy, idle):
+        for second in range(0, 301, 5):
+            if second == 100:
+                busy.match(OLD)
+                await busy.exchange()
+            await idle.exchange()
+            clock.now += 5
+    assert idle.calls == 1 + 300 // READ_SECONDS
+    assert idle.shown() == busy.shown() == {OLD.fingerprint: busy.shown()[OLD.fingerprint], NEW.fingerprint: None}
+    assert busy.shown()[OLD.fingerprint] is not None
+
+
+async def test_the_report_is_the_later_of_memory_and_table(database_url: str, clock: Clock) -> None:
+    """Whichever of the two knows more; when the table was read stands beside it."""
+    async with processes(database_url, clock) as (here, there):
+        there.match(OLD)
+        there.match(NEW, 30)
+        await there.exchange()
+        here.match(OLD, 30)
+        here.match(NEW, 20)
+        await here.exchange()
+        assert here.shown() == {OLD.fingerprint: clock.moment(), NEW.fingerprint: clock.moment() - timedelta(seconds=20)}
+        assert datetime.fromisoformat(here.matches.report(KEYRING)["matches_read_at"]) == clock.moment()
+        assert there.shown()[NEW.fingerprint] == clock.moment() - timedelta(seconds=30)
+
+
+async def test_at_the_end_everything_is_written(database_url: str, clock: Clock) -> None:
+    """Also what lies less than a minute ahead of the table; never something older than what is there."""
+    async with processes(database_url, clock) as (first, second):
+        first.match(OLD, 50)
+        await first.exchange()
+        second.match(OLD, 40)
+        await second.exchange(lag=timedelta())
+        first.match(OLD, 45)
+        await first.exchange(lag=timedelta())
+    rows = run_sql(database_url, TABLE)
+    assert [tuple(row) for row in rows] == [("acme", "url_key", OLD.fingerprint, clock.moment() - timedelta(seconds=40))]
+
+
+async def test_keys_that_are_no_longer_held_are_forgotten_once_written(database_url: str, clock: Clock) -> None:
+    """The memory is as large as the keyring, however many keys have come and gone."""
+    without_old = Keyring((Source("acme", "acme", 8, None, (NEW,)),))
+    async with processes(database_url, clock, 1) as (process,):
+        process.match(OLD)
+        process.match(NEW)
+        await process.exchange(without_old)
+        assert process.shown() == {OLD.fingerprint: None, NEW.fingerprint: clock.moment()}
+    assert {row["fingerprint"] for row in run_sql(database_url, TABLE)} == {OLD.fingerprint, NEW.fingerprint}
+
+
+async def test_a_clock_ahead_puts_nothing_later_than_now_into_the_table(database_url: str, clock: Clock) -> None:
+    """A key would otherwise count as used for as long as the clock was ahead."""
+    clock.now += 2 * 3600
+    async with processes(database_url, clock, 1) as (process,):
+        process.match(NEW)
+        await process.exchange()
+    assert [row[0] for row in run_sql(database_url, "SELECT matched_at <= clock_timestamp() FROM key_matches")] == [True]
+
+
+async def test_what_could_not_be_written_is_written_later(database_url: str, clock: Clock) -> None:
+    """An outage costs no match, and no more than a later write."""
+    async with processes(database_url, clock, 1) as (process,):
+        process.match(NEW)
+        run_sql(database_url, "ALTER TABLE key_matches RENAME TO elsewhere")
+        with pytest.raises(Exception, match="key_matches"):
+            await process.exchange()
+        run_sql(database_url, "ALTER TABLE elsewhere RENAME TO key_matches")
+        await process.exchange()
+    assert [row["matched_at"] for row in run_sql(database_url, TABLE)] == [clock.moment()]
+
+
+async def test_keys_unused_for_long_are_pruned(database_url: str, clock: Clock) -> None:
+    """By the same run that prunes events; the others stay."""
+    async with processes(database_url, clock, 1) as (process,):
+        process.match(OLD, 60)
+        process.match(NEW)
+        await process.exchange()
+        await prune(process.engine, 30, 90, now=clock.moment() + timedelta(days=UNUSED_KEY_DAYS, seconds=-1))
+    assert [row["fingerprint"] for row in run_sql(database_url, TABLE)] == [NEW.fingerprint]
+
+
+# The service
+
+
+def post(service: ServiceProcess, **headers: str) -> int:
+    """Send an empty delivery: signed, or to the plain token."""
+    return httpx.post(f"{service.url}{PATH if headers else TOKEN_PATH}", content=b"{}", headers=JSON | headers).status_code
+
+
+def reported(service: ServiceProcess, secret: str) -> datetime | None:
+    """Return when a key matched last, by a service's report."""
+    sources = httpx.get(f"{service.url}/keyring").json()["sources"]
+    [at] = [key["last_matched_at"] for each in sources for key in each["keys"] if key["fingerprint"] == fingerprint(secret.encode())]
+    return at and datetime.fromisoformat(at)
+
+
+async def stored(url: str, secret: str) -> datetime | None:
+    async with connect(url) as connection:
+        found: datetime | None = await connection.fetchval(
+            "SELECT matched_at FROM key_matches WHERE fingerprint = $1", fingerprint(secret.encode())
+        )
+    return found
+
+
+async def until_stored(url: str, secret: str) -> datetime:
+    """Wait for the first write, which waits for nothing but the next look."""
+    async with asyncio.timeout(30):
+        while (at := await stored(url, secret)) is None:
+            await asyncio.sleep(0.05)
+    return at
+
+
+async def test_last_matches_survive_restarts(start_service: StartService, pooled_url: str, database_url: str) -> None:
+    """Killed, a service loses what the table did not have yet; told to end, nothing; the next one reports the same."""
+    began = datetime.now(UTC)
+    service = start_service(pooled_url)
+    assert (reported(service, WEBHOOK_TOKEN), reported(service, CLIENT_SECRET)) == (None, None)
+    assert post(service) == 200
+    first = await until_stored(database_url, WEBHOOK_TOKEN)
+    assert began < first < datetime.now(UTC)
+    assert first == reported(service, WEBHOOK_TOKEN)
+    service.kill()
+    service = start_service(pooled_url)
+    await until_reported(service, WEBHOOK_TOKEN, first)
+    assert [post(service), post(service, **signed_headers("1"))] == [200, 200]
+    last = reported(service, WEBHOOK_TOKEN), reported(service, CLIENT_SECRET)
+    assert last[0] is not None
+    assert last[0] > first
+    service.terminate()
+    assert await asyncio.to_thread(service.wait) == 0
+    assert (await stored(database_url, WEBHOOK_TOKEN), await stored(database_url, CLIENT_SECRET)) == last
+
+
+async def until_reported(service: ServiceProcess, secret: str, at: datetime) -> None:
+    """Wait until a new process has read the table."""
+    async with asyncio.timeout(30):
+        while reported(service, secret) != at:
+            await asyncio.sleep(0.05)
+
+
+async def test_senders_learn_nothing_of_trouble_with_the_table(database_url: str) -> None:
+    """Deliveries are accepted and the report goes on, when the table is not there at all."""
+    run_sql(database_url, "DROP TABLE key_matches")
+    async with running(settings_for(database_url)) as client:
+        for _ in range(3):
+            assert (await client.post(TOKEN_PATH, content=b"{}", headers=JSON)).status_code == 200
+        report = (await client.get("/keyring")).json()
+    assert report["matches_read_at"] is None
+    assert [key["last_matched_at"] is None for source in report["sources"] for key in source["keys"]] == [True, False]

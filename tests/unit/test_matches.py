@@ -1,0 +1,70 @@
+"""What a process knows of its keys' last matches by itself, and what becomes of that without a database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from amo_receiver.amocrm.keyring import Key, Keyring, Match, Source
+from amo_receiver.inbox.matches import Matches
+
+AT = 1_795_341_600.25
+SHOWN = "2026-11-22T10:00:00.250000Z"
+OLD, NEW = Key("url_key", b"old", "previous"), Key("url_key", b"new")
+ACME = Source("acme", "acme", 7, None, (OLD, NEW))
+KEYRING = Keyring.build(None, {"acme": ACME}, "plain", None)
+
+
+class Outage:
+    """An engine whose database is away; it counts who asks."""
+
+    asked = 0
+
+    def begin(self) -> Any:
+        self.asked += 1
+        raise ConnectionRefusedError
+
+
+def match(key: Key, source: Source = ACME) -> Match:
+    return Match(source, key.fingerprint, key.kind, None)
+
+
+def ns(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+def last_matches(matches: Matches, keyring: Keyring = KEYRING) -> list[str | None]:
+    """Return what the report says of each key, in the keyring's order."""
+    return [key["last_matched_at"] for source in matches.report(keyring)["sources"] for key in source["keys"]]
+
+
+def test_the_report_names_each_keys_last_match() -> None:
+    """The plain token's too; a key that never matched has none, and before the table was read that says nothing."""
+    matches = Matches()
+    assert matches.report(KEYRING)["matches_read_at"] is None
+    assert last_matches(matches) == [None, None, None]
+    matches.note(match(OLD), ns(AT - 5))
+    matches.note(match(OLD), ns(AT))
+    token = KEYRING.verify_token("plain", None)  # type: ignore[arg-type]
+    matches.note(token, ns(AT + 1))
+    assert last_matches(matches) == [SHOWN, None, SHOWN.replace("00.25", "01.25")]
+
+
+def test_sources_with_the_same_secret_are_told_apart() -> None:
+    """A fingerprint alone does not name a key."""
+    twin = Source("twin", "twin", 1, None, (OLD,))
+    matches = Matches()
+    matches.note(match(OLD, twin), ns(AT))
+    assert last_matches(matches, Keyring.build(None, {"acme": ACME, "twin": twin}, None, None)) == [None, None, SHOWN]
+
+
+async def test_without_a_database_nothing_is_forgotten() -> None:
+    """Its trouble is the caller's to log; what was noted is still reported, and tried again at the next call."""
+    outage, matches = Outage(), Matches()
+    matches.note(match(NEW), ns(AT))
+    for times in (1, 2):
+        with pytest.raises(ConnectionRefusedError):
+            await matches.exchange(outage, KEYRING)  # type: ignore[arg-type]
+        assert (outage.asked, last_matches(matches)) == (times, [None, SHOWN, None])
+    assert matches.report(KEYRING)["matches_read_at"] is None

@@ -1,0 +1,479 @@
+"""The rotation, case by case: what is decided from what, and what is said about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_operator.evidence import Observed, Report, Wanted
+from amo_operator.keyring import Key, KeyKind, Keyring, Retired, credentials, fingerprint
+from amo_operator.rotation import decide
+
+if TYPE_CHECKING:
+    from amo_operator.evidence import Decision
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+REF = Wanted("client", None, "ref", {})
+GENERATED = Wanted("client", None, "generate", {"client_secret": 90 * DAY})
+URL = Wanted("client", ("77",), None, {"url_key": 90 * DAY})
+EMPTY = Keyring(0, "client", None)
+
+
+def previous(secret: str, kind: KeyKind = "client_secret", age: timedelta = timedelta(), **fields: Any) -> Key:
+    return Key(kind, secret, "previous", NOW - age, fields.get("not_after", NOW - age + 7 * DAY))
+
+
+def current(secret: str, kind: KeyKind = "client_secret", age: timedelta = timedelta()) -> Key:
+    return Key(kind, secret, "current", NOW - age)
+
+
+def following(secret: str, kind: KeyKind = "client_secret") -> Key:
+    return Key(kind, secret, "next", NOW)
+
+
+def ring(*keys: Key, **fields: Any) -> Keyring:
+    return Keyring(7, "client", fields.pop("accounts", None), keys, **fields)
+
+
+def shown(keyring: Keyring | None) -> list[tuple[str, str]]:
+    """List state and secret of each key."""
+    assert keyring is not None
+    return [(key.state, key.secret) for key in keyring.keys]
+
+
+@dataclass
+class Scene:
+    """A spec and what is observed: by default all pods have proved the keyring, and senders were told of it."""
+
+    wanted: Wanted
+    keyring: Keyring | None
+    observed: dict[str, Any] = field(default_factory=dict)
+    numbers: count[int] = field(default_factory=lambda: count(1))
+
+    def decide(self, **changes: Any) -> Decision:
+        keyring = changes.get("keyring", self.keyring)
+        told = credentials(keyring, is_generated=True) if keyring else None
+        fields = {"now": NOW, "keyring": keyring, "problem": None, "credentials": told, "reports": reports(keyring), "steady": True}
+        observed = Observed(**fields | self.observed | changes)
+        decision = decide(self.wanted, observed, lambda: f"new-{next(self.numbers)}")
+        again = decide(self.wanted, replace(observed, keyring=decision.keyring), lambda: pytest.fail("a second secret"))
+        assert (again.keyring, again.changes) == (decision.keyring, ())
+        return decision
+
+
+def reports(keyring: Keyring | None, *pods: str, matched: dict[str, datetime] | None = None, **fields: Any) -> tuple[Report, ...]:
+    """Let pods prove the keyring."""
+    if keyring is None:
+        return ()
+    names = {fingerprint(secret): at for secret, at in (matched or {}).items()}
+    proof = Report("", "", None, keyring.generation, keyring.fingerprints, names)
+    return tuple(replace(proof, pod=pod, uid=pod, **fields) for pod in pods or ("a", "b"))
+
+
+def reasons(decision: Decision) -> list[str]:
+    return [change.reason for change in decision.changes]
+
+
+# --- a person's secret
+
+
+def test_the_first_input_is_current_at_once() -> None:
+    """There is nobody whom a next key could wait for; an editor's line break is not part of the secret."""
+    decision = Scene(REF, None, {"problem": "missing", "input_secret": "one\n"}).decide()
+    assert shown(decision.keyring) == [("current", "one")]
+    assert decision.keyring is not None
+    assert decision.keyring.generation == 1
+    assert reasons(decision) == ["KeyringCreated", "Promoted"]
+
+
+def test_a_new_input_is_next_and_current_after_the_proof() -> None:
+    """Accepted at once beside the old one, promoted later; the old one stays for its overlap."""
+    scene = Scene(REF, ring(current("one", age=DAY)), {"input_secret": "two"})
+    first = scene.decide()
+    assert shown(first.keyring) == [("next", "two"), ("current", "one")]
+    assert first.keyring is not None
+    assert first.keyring.generation == 8
+    assert first.waits is not None
+    assert first.waits.reason == "PodsBehind"
+    second = scene.decide(keyring=first.keyring)
+    assert shown(second.keyring) == [("current", "two"), ("previous", "one")]
+    assert second.keyring is not None
+    assert second.keyring.of("client_secret", "previous")[0] == previous("one")
+    assert second.next_rotation is None
+
+
+@pytest.mark.parametrize(
+    ("observed", "reason"),
+    [
+        ({"reports": None}, "PodsNotAsked"),
+        ({"reports": ()}, "NoPods"),
+        ({"steady": False}, "PodsChanging"),
+        ({"reports": reports(ring(), "a", problem="it does not answer")}, "PodsBehind"),
+        ({"reports": reports(ring(following("two"), current("one")), "a") + reports(ring(), "old", generation=6)}, "PodsBehind"),
+        ({"reports": reports(ring(current("one")), "a")}, "PodsBehind"),
+        ({"reports": reports(ring(following("two"), current("one"), current("three", "url_key")), "a")}, "PodsBehind"),
+    ],
+)
+def test_a_next_key_waits_for_every_pod(observed: dict[str, Any], reason: str) -> None:
+    """Not asked, none, changing, silent, an older generation, the same generation with other keys: none of it is a proof."""
+    keyring = ring(following("two"), current("one"))
+    decision = Scene(REF, keyring, {"input_secret": "two"} | observed).decide()
+    assert decision.keyring is keyring
+    assert decision.waits is not None
+    assert decision.waits.reason == reason
+
+
+def test_pods_that_are_behind_are_named() -> None:
+    """With what they have, three at most."""
+    keyring = ring(current("one"))
+    decision = Scene(REF, keyring, {"input_secret": "one", "reports": reports(keyring, *"abcde", generation=6)}).decide()
+    named = "; ".join(f"{pod}: it has generation 6, not 7" for pod in "abc")
+    assert decision.waits is not None
+    assert decision.waits.message == f"Not every pod has generation 7: {named}; and 2 more."
+
+
+def test_an_input_that_changes_during_a_rotation_keeps_all_of_them_accepted() -> None:
+    """The next one that was superseded may be in use already: it is a previous one, with its overlap."""
+    decision = Scene(REF, ring(following("two"), current("one")), {"input_secret": "three"}).decide()
+    assert shown(decision.keyring) == [("next", "three"), ("previous", "two"), ("current", "one")]
+
+
+def test_an_input_that_returns_to_the_current_one_takes_the_next_one_back() -> None:
+    """Or the mistake would be promoted."""
+    decision = Scene(REF, ring(following("mistake"), current("one")), {"input_secret": "one"}).decide()
+    assert shown(decision.keyring) == [("previous", "mistake"), ("current", "one")]
+
+
+def test_an_input_that_returns_to_a_previous_one_saves_it() -> None:
+    """Also in the moment in which it would be retired; it proves itself like any other."""
+    keyring = ring(current("two", age=8 * DAY), previous("one", age=8 * DAY))
+    scene = Scene(REF, keyring, {"input_secret": "one"})
+    first = scene.decide()
+    assert shown(first.keyring) == [("next", "one"), ("current", "two")]
+    assert first.keyring is not None
+    assert first.keyring.one("client_secret", "next") == following("one")
+    assert shown(scene.decide(keyring=first.keyring).keyring) == [("current", "one"), ("previous", "two")]
+
+
+@pytest.mark.parametrize(("secret", "reason"), [(None, "SecretMissing"), (" \n", "SecretMissing"), ("a\0b", "SecretUnusable")])
+def test_an_input_that_is_missing_or_no_secret_changes_nothing(secret: str | None, reason: str) -> None:
+    """A person has to write one; what is accepted stays accepted."""
+    keyring = ring(current("one"))
+    decision = Scene(REF, keyring, {"input_secret": secret}).decide()
+    assert decision.keyring is keyring
+    assert decision.waits is not None
+    assert (decision.waits.reason, decision.stalled) == (reason, None)
+    assert decision.action
+
+
+@pytest.mark.parametrize("where", ["keyring", "status", "spec"])
+def test_a_retired_input_is_never_accepted_again(where: str) -> None:
+    """Whoever remembers that it is retired: stalled until a person regenerates it; the rest goes on."""
+    gone = Retired("client_secret", fingerprint("zero"), "retired", NOW)
+    keyring = ring(following("two"), current("one"), retired=(gone,) if where == "keyring" else ())
+    wanted = replace(REF, revoke=frozenset({gone.fingerprint})) if where == "spec" else REF
+    decision = Scene(wanted, keyring, {"input_secret": "zero", "known_retired": (gone,) if where == "status" else ()}).decide()
+    assert shown(decision.keyring) == [("current", "two"), ("previous", "one")]
+    assert decision.stalled is not None
+    assert decision.stalled.reason == "InputRetired"
+    assert gone.fingerprint in decision.stalled.message
+    assert decision.action is not None
+    assert decision.action.startswith("Regenerate")
+
+
+# --- keys made here
+
+
+def test_a_generated_key_is_current_at_once_and_rotates_when_it_is_due() -> None:
+    """After rotateEvery, not a moment earlier."""
+    scene = Scene(GENERATED, ring(current("one", age=90 * DAY - HOUR)))
+    early = scene.decide()
+    assert early.keyring is scene.keyring
+    assert early.next_rotation == early.wake_at == NOW + HOUR
+    due = scene.decide(now=NOW + HOUR)
+    assert shown(due.keyring) == [("next", "new-1"), ("current", "one")]
+    assert due.next_rotation is None
+    first = Scene(GENERATED, None, {"problem": "missing", "rotate_request": "a"}).decide()
+    assert shown(first.keyring) == [("current", "new-1")]
+    assert first.keyring is not None
+    assert first.keyring.rotated_for == (("client_secret", "a"),)
+
+
+def test_a_request_rotates_once() -> None:
+    """A text that was carried out is not carried out again, another one is."""
+    scene = Scene(GENERATED, ring(current("one"), rotated_for=(("client_secret", "a"),)))
+    assert scene.decide(rotate_request="a").keyring is scene.keyring
+    decision = scene.decide(rotate_request="b")
+    assert shown(decision.keyring) == [("next", "new-1"), ("current", "one")]
+    assert decision.keyring is not None
+    assert decision.keyring.rotated_for == (("client_secret", "b"),)
+
+
+@pytest.mark.parametrize("other", [following("two"), previous("zero")])
+def test_a_request_during_a_rotation_is_met_by_it(other: Key) -> None:
+    """A rotation is under way until its previous key is retired."""
+    decision = Scene(GENERATED, ring(other, current("one", age=91 * DAY)), {"rotate_request": "b", "steady": False}).decide()
+    assert reasons(decision) == ["RequestCollapsed"]
+    assert decision.keyring is not None
+    assert decision.keyring.rotated_for == (("client_secret", "b"),)
+    assert not decision.keyring.one("client_secret", "next") or other.state == "next"
+
+
+def test_the_overlap_runs_from_when_the_sender_was_told() -> None:
+    """The operator may die between document and credentials, for longer than any overlap."""
+    scene = Scene(GENERATED, ring(following("two"), current("one")))
+    promoted = scene.decide()
+    assert shown(promoted.keyring) == [("current", "two"), ("previous", "one")]
+    assert promoted.keyring is not None
+    assert promoted.keyring.of("client_secret", "previous")[0].not_after is None
+    untold = scene.decide(keyring=promoted.keyring, now=NOW + 30 * DAY, credentials={"client_secret": "one"})
+    assert untold.keyring is promoted.keyring
+    assert untold.waits is not None
+    assert untold.waits.reason == "SenderNotSwitched"
+    told = scene.decide(keyring=promoted.keyring, now=NOW + 30 * DAY)
+    assert told.keyring is not None
+    assert reasons(told) == ["OverlapStarted"]
+    assert told.keyring.of("client_secret", "previous") == (Key("client_secret", "one", "previous", NOW + 30 * DAY, NOW + 37 * DAY),)
+
+
+# --- retiring
+
+
+@pytest.mark.parametrize(
+    ("age", "matched", "observed", "reason"),
+    [
+        (24 * HOUR, None, {}, None),
+        (24 * HOUR, HOUR, {}, None),
+        (24 * HOUR - timedelta(seconds=1), None, {}, "Overlap"),
+        (25 * HOUR, HOUR - timedelta(seconds=1), {}, "PreviousInUse"),
+        (25 * HOUR, -HOUR, {}, "PreviousInUse"),
+        (-HOUR, None, {}, "Overlap"),
+        (25 * HOUR, None, {"steady": False}, "Retiring"),
+        (7 * DAY - timedelta(seconds=1), None, {"reports": None}, "Retiring"),
+        (7 * DAY, timedelta(), {}, None),
+        (7 * DAY, timedelta(), {"reports": None}, None),
+    ],
+)
+def test_a_previous_key_is_retired_when_its_overlap_is_over_and_it_is_quiet(
+    age: timedelta, matched: timedelta | None, observed: dict[str, Any], reason: str | None
+) -> None:
+    """At the latest at its not_after, whoever uses it; a clock that went back only keeps it longer."""
+    keyring = ring(current("two", age=age), previous("one", age=age))
+    used = {"one": NOW - matched} if matched is not None else {}
+    decision = Scene(REF, keyring, {"input_secret": "two", "reports": reports(keyring, matched=used)} | observed).decide()
+    if reason is None:
+        assert decision.keyring is not None
+        assert shown(decision.keyring) == [("current", "two")]
+        assert decision.keyring.retired == (Retired("client_secret", fingerprint("one"), "retired", NOW),)
+    else:
+        assert decision.keyring is keyring
+        assert decision.waits is not None
+        assert decision.waits.reason == reason
+
+
+def test_it_is_known_when_to_look_again() -> None:
+    """The nearest of: the overlap, the quiet period, the end of a previous key, the next rotation."""
+    keyring = ring(current("two", age=HOUR), previous("one", age=HOUR))
+    scene = Scene(GENERATED, keyring)
+    assert scene.decide().wake_at == NOW + 23 * HOUR
+    used = {"one": NOW - HOUR / 2}
+    assert scene.decide(reports=reports(keyring, matched=used)).wake_at == NOW + HOUR / 2
+    keyring = ring(current("two", age=2 * DAY), previous("one", age=2 * DAY))
+    assert Scene(GENERATED, keyring, {"reports": None}).decide().wake_at == NOW + 5 * DAY
+
+
+# --- URL keys
+
+
+def url_rings() -> tuple[Keyring, Keyring]:
+    """Return a keyring right after a promotion, and one whose overlap has begun."""
+    waiting = Key("url_key", "one", "previous", NOW - 30 * DAY)
+    accounts = ("77",)
+    return (
+        ring(current("two", "url_key", 30 * DAY), waiting, accounts=accounts),
+        ring(current("two", "url_key", 6 * DAY), previous("one", "url_key", 6 * DAY), accounts=accounts),
+    )
+
+
+def test_a_url_in_use_stays_until_a_person_has_moved_amocrm() -> None:
+    """However long that takes; the person is told, and by traffic on the new URL it shows that it is done."""
+    keyring, _ = url_rings()
+    old = {"one": NOW - DAY}
+    held = Scene(URL, keyring, {"reports": reports(keyring, matched=old)}).decide()
+    assert held.keyring is keyring
+    assert held.action is not None
+    assert "amoCRM" in held.action
+    moved = Scene(URL, keyring, {"reports": reports(keyring, matched=old | {"two": NOW})}).decide()
+    assert reasons(moved) == ["OverlapStarted"]
+    assert moved.action is None
+
+
+def test_a_url_that_was_never_used_goes_like_any_other_key() -> None:
+    """But that must be proven: a pod that does not answer may know better."""
+    keyring, _ = url_rings()
+    assert reasons(Scene(URL, keyring).decide()) == ["OverlapStarted"]
+    assert Scene(URL, keyring, {"reports": None}).decide().keyring is keyring
+    assert Scene(URL, keyring, {"credentials": {"url_key": "one"}}).decide().keyring is keyring
+
+
+def test_a_url_that_is_used_for_the_first_time_late_is_held_again() -> None:
+    """Somebody entered it from an old note: it stays until amoCRM is moved."""
+    _, keyring = url_rings()
+    decision = Scene(URL, keyring, {"reports": reports(keyring, matched={"one": NOW})}).decide()
+    assert reasons(decision) == ["OverlapHeld"]
+    assert decision.keyring is not None
+    assert decision.keyring.of("url_key", "previous")[0].not_after is None
+
+
+def test_without_accounts_the_person_is_asked_for_them() -> None:
+    """There is no URL without an account."""
+    keyring = replace(url_rings()[0], accounts=None)
+    decision = Scene(replace(URL, accounts=None), keyring, {"reports": reports(keyring, matched={"one": NOW})}).decide()
+    assert decision.action is not None
+    assert "spec.accounts" in decision.action
+
+
+def test_a_kind_taken_out_of_the_spec_leaves_with_its_overlap_and_may_come_back() -> None:
+    """A slip in a manifest must not cut amoCRM off, and its repair must not rotate anything."""
+    keyring = ring(following("two", "url_key"), current("one", "url_key"), current("s"), accounts=("77",))
+    wanted = replace(REF, accounts=("77",))
+    lost = Scene(wanted, keyring, {"input_secret": "s", "steady": False}).decide()
+    assert shown(lost.keyring) == [("previous", "one"), ("previous", "two"), ("current", "s")]
+    assert lost.keyring is not None
+    assert {key.not_after for key in lost.keyring.of("url_key", "previous")} == {NOW + 7 * DAY}
+    back = Scene(replace(wanted, rotate_every={"url_key": 90 * DAY}), lost.keyring, {"input_secret": "s", "steady": False}).decide()
+    assert ("current", "one") in shown(back.keyring)
+    assert back.keyring is not None
+    assert back.keyring.one("url_key", "current") == current("one", "url_key")
+
+
+# --- revoking and pausing
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_revoked_key_leaves_at_once_whatever_its_state(paused: bool) -> None:
+    """Also while paused: the next one takes over, and where there is none a generated one is made."""
+    gone = {name: fingerprint(name) for name in ("one", "two", "zero")}
+    keyring = ring(following("two"), current("one"), previous("zero"))
+
+    def after(*names: str, wanted: Wanted = GENERATED) -> list[tuple[str, str]]:
+        revoke = frozenset(gone[name] for name in names)
+        decision = Scene(replace(wanted, revoke=revoke, paused=paused), keyring, {"input_secret": "two", "steady": False}).decide()
+        assert decision.keyring is not None
+        assert {each.fingerprint for each in decision.keyring.retired if each.reason == "revoked"} == revoke
+        return shown(decision.keyring)
+
+    assert after("one") == after("one", wanted=REF) == [("current", "two"), ("previous", "zero")]
+    assert after("two") == after("two", wanted=REF) == [("current", "one"), ("previous", "zero")]
+    assert after("zero") == [("next", "two"), ("current", "one")]
+    assert after("one", "two") == [("current", "new-1"), ("previous", "zero")]
+    assert after("one", "two", "zero", wanted=REF) == []
+
+
+def test_a_revoked_input_leaves_a_person_to_act() -> None:
+    """What the person has written is refused from now on, although nothing else is there."""
+    wanted = replace(REF, revoke=frozenset({fingerprint("one")}))
+    decision = Scene(wanted, ring(current("one")), {"input_secret": "one"}).decide()
+    assert shown(decision.keyring) == []
+    assert decision.stalled is not None
+    assert decision.stalled.reason == "InputRetired"
+
+
+def test_while_paused_nothing_else_happens() -> None:
+    """No supply, promotion, retirement, rotation or change of accounts."""
+    keyring = ring(following("two"), current("one", age=91 * DAY), previous("zero", age=8 * DAY))
+    for wanted in (GENERATED, REF):
+        paused = replace(wanted, paused=True, accounts=("77",), client_id="other")
+        decision = Scene(paused, keyring, {"input_secret": "three", "rotate_request": "b"}).decide()
+        assert decision.keyring is keyring
+        assert decision.waits is not None
+        assert (decision.waits.reason, decision.next_rotation, decision.wake_at) == ("Paused", None, None)
+
+
+def test_accounts_and_client_id_are_taken_over_once() -> None:
+    """Their order says nothing."""
+    scene = Scene(replace(REF, accounts=("9", "8"), client_id="other"), ring(current("one")), {"input_secret": "one"})
+    decision = scene.decide()
+    assert decision.keyring == replace(ring(current("one")), generation=8, accounts=("8", "9"), client_id="other")
+    unsorted = replace(decision.keyring, accounts=("9", "8"))
+    assert scene.decide(keyring=unsorted).keyring is unsorted
+
+
+# --- keyrings that were lost or came back
+
+
+def test_a_lost_keyring_is_rebuilt_from_input_and_credentials() -> None:
+    """With what senders use; above every generation that was seen, without what had left, and without a new rotation."""
+    told = {"client_secret": "one", "url_key": "u", "generation": "9"}
+    gone = Retired("client_secret", fingerprint("zero"), "retired", NOW)
+    observed = {"problem": "corrupt", "credentials": told, "floor": 8, "known_retired": (gone,), "rotate_request": "a"}
+    both = replace(GENERATED, rotate_every={"client_secret": 90 * DAY, "url_key": 90 * DAY})
+    rebuilt = Scene(both, None, observed).decide()
+    assert shown(rebuilt.keyring) == [("current", "u"), ("current", "one")]
+    assert rebuilt.keyring is not None
+    assert (rebuilt.keyring.generation, rebuilt.keyring.retired) == (10, (gone,))
+    assert dict(rebuilt.keyring.rotated_for) == {"client_secret": "a", "url_key": "a"}
+    assert reasons(rebuilt)[0] == "KeyringRebuilt"
+    assert "corrupt" in rebuilt.changes[0].message
+    referenced = Scene(
+        replace(both, client_secret="ref", rotate_every={"url_key": 90 * DAY}), None, observed | {"input_secret": "s"}
+    ).decide()
+    assert shown(referenced.keyring) == [("current", "s"), ("current", "u")]
+
+
+def test_credentials_that_were_revoked_do_not_come_back() -> None:
+    """The operator may have died before it wrote the new ones, and then lost the keyring."""
+    for wanted, known in (
+        (GENERATED, (Retired("client_secret", fingerprint("one"), "revoked", NOW),)),
+        (replace(GENERATED, revoke=frozenset({fingerprint("one")})), ()),
+    ):
+        observed = {"problem": "missing", "credentials": {"client_secret": "one"}, "known_retired": known}
+        assert shown(Scene(wanted, None, observed).decide().keyring) == [("current", "new-1")]
+
+
+@pytest.mark.parametrize("secret", [None, "zero"])
+def test_a_lost_keyring_waits_for_a_good_input(secret: str | None) -> None:
+    """Pods keep the last good keyring, which has what amoCRM signs with: a document without it would cut amoCRM off."""
+    wanted = replace(REF, rotate_every={"url_key": 90 * DAY})
+    gone = Retired("client_secret", fingerprint("zero"), "retired", NOW)
+    decision = Scene(wanted, None, {"problem": "corrupt", "input_secret": secret, "floor": 3, "known_retired": (gone,)}).decide()
+    assert decision.keyring is None
+    assert decision.changes == ()
+    assert decision.action
+
+
+def test_a_lost_keyring_does_not_save_a_revoked_input() -> None:
+    """Pods that kept the last good keyring must hear of it."""
+    wanted = replace(REF, revoke=frozenset({fingerprint("one")}))
+    decision = Scene(wanted, None, {"problem": "missing", "input_secret": "one", "floor": 3}).decide()
+    assert decision.keyring is not None
+    assert (decision.keyring.generation, decision.keyring.keys) == (4, ())
+
+
+def test_a_lost_keyring_stays_lost_while_paused() -> None:
+    """And the person is told."""
+    decision = Scene(replace(GENERATED, paused=True), None, {"problem": "missing", "credentials": {"client_secret": "one"}}).decide()
+    assert decision.keyring is None
+    assert decision.action is not None
+    assert "paused" in decision.action
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_an_older_keyring_that_comes_back_is_raised_without_what_had_left(paused: bool) -> None:
+    """Pods would refuse it as older, or, started anew, accept what is retired."""
+    keyring = ring(following("one"), current("zero", age=DAY), previous("gone", age=DAY))
+    gone = Retired("client_secret", fingerprint("gone"), "retired", NOW)
+    told = {"client_secret": "two", "generation": "11"}
+    wanted = replace(GENERATED, paused=paused)
+    decision = Scene(wanted, keyring, {"credentials": told, "floor": 12, "known_retired": (gone,)}).decide()
+    assert decision.keyring is not None
+    assert shown(decision.keyring) == [("current", "two"), ("previous", "zero"), ("next", "one")]
+    assert (decision.keyring.generation, decision.keyring.retired) == (13, (gone,))
+    assert reasons(decision)[0] == "KeyringRaised"
+    plain = Scene(GENERATED, ring(current("one")), {"floor": 12}).decide()
+    assert plain.keyring == replace(ring(current("one")), generation=13)
