@@ -22,7 +22,7 @@ from kube.traffic import Credentials, Person, ServingPod, Traffic
 from servers import run_sql, service_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from kube.apiserver import ApiServer
@@ -83,16 +83,20 @@ class Stand:
     def urls(self) -> dict[str, str]:
         return {pod.name: pod.url for pod in self.pods}
 
+    def until(self, holds: Callable[[], object]) -> None:
+        """Wait for what must come to hold, however busy this machine is."""
+        self.scene.until(holds, PATIENCE_S)
+
     def begin(self, resource: Mapping[str, Any], **environment: str) -> str:
         """Let the operator make the keyring, then start the pods; return the integration's name when all have proved it."""
         name: str = resource["metadata"]["name"]
         self.scene.apply(resource)
         self.operator = self.scene.operator(self._access, **environment)
-        self.scene.until(lambda: self.scene.document(name)["keys"], PATIENCE_S)
+        self.until(lambda: self.scene.document(name)["keys"])
         self.pods = [self._pod(name, address) for name, address in ADDRESSES.items()]
         with ThreadPoolExecutor() as starters:
             list(starters.map(ServingPod.start, self.pods))
-        self.scene.until(lambda: self.scene.reason(name) == "True InStep", PATIENCE_S)
+        self.until(lambda: self.scene.reason(name) == "True InStep")
         return name
 
     def _pod(self, name: str, address: str) -> ServingPod:
@@ -130,7 +134,7 @@ class Stand:
         """Wait until the operator has compared everything so many times more."""
         for _ in range(count):
             before = self.metric(LAST_ROUND)
-            self.scene.until(lambda before=before: self.metric(LAST_ROUND) != before, PATIENCE_S)
+            self.until(lambda before=before: self.metric(LAST_ROUND) != before)
 
     def secrets(self, name: str, state: str) -> dict[str, str]:
         """Return the published secrets in a state, by kind."""
@@ -143,9 +147,9 @@ class Stand:
         """Ask for a rotation; return after how many seconds the new keys, and only the new ones, were in all pods."""
         before, begun = self.fingerprints(name), time.monotonic()
         self.scene.ask_to_rotate(name, request)
-        self.scene.until(lambda: all(len(pod.keys(name).keys() - before) == len(before) for pod in self.pods), PATIENCE_S)
+        self.until(lambda: all(len(pod.keys(name).keys() - before) == len(before) for pod in self.pods))
         everywhere = time.monotonic() - begun
-        self.scene.until(lambda: not any(pod.keys(name).keys() & before for pod in self.pods), PATIENCE_S)
+        self.until(lambda: not any(pod.keys(name).keys() & before for pod in self.pods))
         return everywhere, time.monotonic() - begun
 
 
@@ -184,7 +188,7 @@ def test_ten_rotations_with_crashes_reject_nothing(stand: Stand, rows: list[Row]
             rotations.append(stand.rotate(name, f"rotation {number}"))
             crash.result()
         ended_at = time.time()
-        stand.scene.until(lambda: all(traffic.is_accepted_everywhere(sender, since=ended_at) for sender in ("signed", "by URL")))
+        stand.until(lambda: all(traffic.is_accepted_everywhere(sender, since=ended_at) for sender in ("signed", "by URL")))
     rejected = [each for sender in ("signed", "by URL") for each in traffic.rejected(sender)]
     everywhere, whole = (list(times) for times in zip(*rotations, strict=True))
     figure = f"new keys in every pod after {summed(everywhere)}; old ones gone after {summed(whole)}"
@@ -204,23 +208,23 @@ def test_a_secret_written_by_hand_and_one_revoked(stand: Stand, rows: list[Row],
     name = stand.begin(resource, AMO_OPERATOR_INTERVAL_SECONDS="3")  # as it is installed: the figures are to be those of a release
     amocrm, thief = Person(resource["spec"]["clientId"], FIRST), Person(resource["spec"]["clientId"], FIRST)
     with Traffic(stand.urls, {"amoCRM": amocrm.signed, "thief": thief.signed}) as traffic:
-        scene.until(lambda: traffic.is_accepted_everywhere("amoCRM", since=0) and traffic.is_accepted_everywhere("thief", since=0))
+        stand.until(lambda: traffic.is_accepted_everywhere("amoCRM", since=0) and traffic.is_accepted_everywhere("thief", since=0))
         amocrm.secret = SECOND
         clicked_at = time.time()
-        scene.until(lambda: traffic.rejected("amoCRM"))
+        stand.until(lambda: traffic.rejected("amoCRM"))
         written_at = time.time()
         scene.write_secret("crm-input", client_secret=SECOND)
-        scene.until(lambda: traffic.is_accepted_everywhere("amoCRM", since=clicked_at), PATIENCE_S)
+        stand.until(lambda: traffic.is_accepted_everywhere("amoCRM", since=clicked_at))
         accepted_at = traffic.first_accepted("amoCRM", since=clicked_at)
         revoked_at = time.time()
         scene.change(name, revoke=[fingerprint(FIRST.encode())])
-        scene.until(lambda: traffic.refusing("thief") == set(stand.urls), PATIENCE_S)
+        stand.until(lambda: traffic.refusing("thief") == set(stand.urls))
         refused_at = max(each.sent_at for each in traffic.accepted("thief"))
         scene.write_secret("crm-input", client_secret=FIRST)
-        scene.until(lambda: scene.reason(name, condition="Stalled") == "True InputRetired", PATIENCE_S)
+        stand.until(lambda: scene.reason(name, condition="Stalled") == "True InputRetired")
         stand.await_rounds(2)
         again_at = time.time()
-        scene.until(lambda: traffic.is_accepted_everywhere("amoCRM", since=again_at))
+        stand.until(lambda: traffic.is_accepted_everywhere("amoCRM", since=again_at))
     between = traffic.rejected("amoCRM")
     figure = f"{max(accepted_at.values()) - written_at:.1f} s after the write accepted by every pod; {len(between)} rejected before that"
     late = [each for each in between if each.sent_at > accepted_at[each.pod]]
@@ -241,22 +245,22 @@ def test_a_pod_that_is_stopped_holds_the_rotation_and_one_cut_off_obeys_the_cloc
         stopped.pause()
         try:
             scene.ask_to_rotate(name, "while one is stopped")
-            scene.until(lambda: stopped.name in scene.message(name) and stand.secrets(name, "next"), PATIENCE_S)
+            stand.until(lambda: stopped.name in scene.message(name) and stand.secrets(name, "next"))
             published = stand.secrets(name, "next")
             stand.await_rounds(3)
             assert stand.secrets(name, "next") == published
             assert stand.secrets(name, "current")["client_secret"] == straggler.secret
         finally:
             stopped.resume()
-        scene.until(lambda: severed.keys(name)[old]["not_after"], PATIENCE_S)
+        stand.until(lambda: severed.keys(name)[old]["not_after"])
         severed.cut_off()
         not_after = next(key["not_after"] for key in scene.document(name)["keys"] if key["state"] == "previous")
-        scene.until(lambda: stand.late_match(name, "client_secret"), PATIENCE_S)
-        scene.until(lambda: traffic.refusing("straggler") == set(stand.urls) and severed.name in scene.message(name), PATIENCE_S)
+        stand.until(lambda: stand.late_match(name, "client_secret"))
+        stand.until(lambda: traffic.refusing("straggler") == set(stand.urls) and severed.name in scene.message(name))
         assert [old in pod.keys(name) for pod in stand.pods] == [False, False, True]
         assert stand.secrets(name, "current") == published
         again_at = time.time()
-        scene.until(lambda: traffic.is_accepted_everywhere("ours", since=again_at))
+        stand.until(lambda: traffic.is_accepted_everywhere("ours", since=again_at))
     ends_at = parsed(not_after)
     last_at = max(each.sent_at for each in traffic.accepted("straggler"))
     figure = f"the pod cut off accepted the old key last {ends_at - last_at:.1f} s before its time was over"
@@ -274,9 +278,9 @@ def test_an_old_url_is_kept_until_the_new_one_is_used(stand: Stand, rows: list[R
     amocrm, forgotten = Person(path=entered), Person(path=entered)
     old = fingerprint(stand.secrets(name, "current")["url_key"].encode())
     with Traffic(stand.urls, {"amoCRM": amocrm.by_url}) as traffic:
-        scene.until(lambda: traffic.is_accepted_everywhere("amoCRM", since=0))
+        stand.until(lambda: traffic.is_accepted_everywhere("amoCRM", since=0))
         scene.ask_to_rotate(name, "a new URL")
-        scene.until(lambda: stand.late_match(name, "url_key"), PATIENCE_S)
+        stand.until(lambda: stand.late_match(name, "url_key"))
         assert scene.reason(name) == "True SenderNotSwitched"
         assert f"url.{ACCOUNT}"[:4] in scene.status(name)["action"]
         stand.await_rounds(4)
@@ -285,10 +289,10 @@ def test_an_old_url_is_kept_until_the_new_one_is_used(stand: Stand, rows: list[R
         told = scene.secret(f"{name}-credentials")[f"url.{ACCOUNT}"]
         assert [told] == paths(stand.pods[0])
         amocrm.path = told
-        scene.until(lambda: scene.reason(name) == "True InStep" and not any(old in pod.keys(name) for pod in stand.pods), PATIENCE_S)
+        stand.until(lambda: scene.reason(name) == "True InStep" and not any(old in pod.keys(name) for pod in stand.pods))
         assert stand.late_match(name, "url_key") is None
     with Traffic(stand.urls, {"forgotten": forgotten.by_url}) as after:
-        scene.until(lambda: after.refusing("forgotten") == set(stand.urls))
+        stand.until(lambda: after.refusing("forgotten") == set(stand.urls))
     rows.append(Row("URL entered by hand", 1, len(traffic.tries), len(traffic.rejected("amoCRM")), "the old one is refused afterwards"))
     assert [traffic.rejected("amoCRM"), traffic.undelivered("amoCRM"), lost(traffic, database_url)] == [[], set(), set()]
     assert after.accepted("forgotten") == []
