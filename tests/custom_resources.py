@@ -60,7 +60,7 @@ RIGHT = [
     Example(
         MIGRATION, {**MIGRATE, "targetRevision": "0002", "lockTimeout": "5s", "backoffLimit": 0, "activeDeadline": "6s", "paused": True}
     ),
-    Example(MIGRATION, {**MIGRATE, "lockTimeout": "1ms", "backoffLimit": 10, "imagePullSecrets": ["registry"]}),
+    Example(MIGRATION, {**MIGRATE, "lockTimeout": "100ms", "backoffLimit": 10, "imagePullSecrets": ["registry"]}),
     Example(MIGRATION, {**MIGRATE, "resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "256Mi", "example.com/gpu": 1}}}),
 ]
 
@@ -104,8 +104,8 @@ WRONG = [
     Example(MIGRATION, {**MIGRATE, "targetRevision": ""}, "spec.targetRevision"),
     Example(MIGRATION, {**MIGRATE, "backoffLimit": 11}, "spec.backoffLimit"),
     Example(MIGRATION, {**MIGRATE, "backoffLimit": -1}, "spec.backoffLimit"),
-    Example(MIGRATION, {**MIGRATE, "lockTimeout": "0s"}, "spec.lockTimeout", "lockTimeout must be longer than 0s"),
-    Example(MIGRATION, {**MIGRATE, "lockTimeout": "5001ms"}, "spec.lockTimeout", "lockTimeout must be longer than 0s"),
+    Example(MIGRATION, {**MIGRATE, "lockTimeout": "99ms"}, "spec.lockTimeout", "lockTimeout must be at least 100ms"),
+    Example(MIGRATION, {**MIGRATE, "lockTimeout": "5001ms"}, "spec.lockTimeout", "lockTimeout must be at least 100ms"),
     Example(MIGRATION, {**MIGRATE, "lockTimeout": "1m"}, "spec.lockTimeout"),
     Example(
         MIGRATION, {**MIGRATE, "activeDeadline": "5s", "lockTimeout": "5s"}, "spec.activeDeadline", "activeDeadline must be longer than"

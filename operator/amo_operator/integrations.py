@@ -10,7 +10,7 @@ from amo_operator.keyring import CorruptKeyring, Keyring, credentials, new_secre
 from amo_operator.resources import FIELD_MANAGER, ROTATE, event, owner, secret
 from amo_operator.rotation import decide
 from amo_operator.spec import CREDENTIALS_SUFFIX
-from amo_operator.standing import integration_status, known_retired, late_matches, standing_of, wanted_of
+from amo_operator.standing import integration_status, key_times, known_retired, standing_of, wanted_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,6 +61,8 @@ class Integrations:
             floor=max([before.get("generation") or 0, *(report.generation or 0 for report in reports)]),
             known_retired=known_retired(before),
         )
+        if problem and observed.floor:
+            self._metrics.damaged(name, now)
         decision = decide(wanted, observed, new_secret)
         keyring = decision.keyring
         if keyring is not None:
@@ -68,13 +70,11 @@ class Integrations:
             if keyring != held:
                 version = await self._publish(name, published, keyring)
                 await self._announce(resource, decision.changes, now)
-                if problem and observed.floor:
-                    self._metrics.rebuilt(name)
             await self._nudge(fleet, name, keyring, version)
             if wanted.rotate_every:
                 await self._tell_senders(resource, credentials(keyring, is_generated=spec.client_secret is not None), told)
         status = integration_status(wanted, name, decision, observed)
-        self._metrics.keys(name, *late_matches(wanted, decision, observed))
+        self._metrics.keys(name, key_times(wanted, decision, observed))
         return status, standing_of(wanted, decision, observed)
 
     async def _announce(self, resource: dict[str, Any], changes: Iterable[Note], now: datetime) -> None:

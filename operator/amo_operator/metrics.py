@@ -4,58 +4,69 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from datetime import datetime
+    from collections.abc import Iterator, Sequence
 
     from amo_operator.conditions import Standing
+    from amo_operator.standing import KeyTimes
 
-OBJECT = ("kind", "name")
+
+class Definition(NamedTuple):
+    """One metric, as it is made here and shown in the README."""
+
+    name: str
+    type: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+
+
+RECONCILES = Definition(
+    "amo_operator_reconciles_total", "counter", ("kind", "outcome"), "Reconciles by what came of them: unchanged, changed, conflict, error."
+)
+SECONDS = Definition("amo_operator_reconcile_seconds", "histogram", ("kind",), "How long a reconcile took.")
+ROUND = Definition("amo_operator_last_round_seconds", "gauge", (), "When everything was compared last.")
+CONDITION = Definition(
+    "amo_operator_condition", "gauge", ("kind", "name", "type", "reason"), "1 for a condition that holds, else 0, with its reason."
+)
+NOT_READY = Definition("amo_operator_not_ready_since_seconds", "gauge", ("kind", "name"), "Since when an object is not ready.")
+EXPIRY = Definition("amo_operator_key_expires_seconds", "gauge", ("name", "key_kind"), "When the earliest key with an end will be refused.")
+MATCHED = Definition("amo_operator_key_matched_seconds", "gauge", ("name", "key_kind"), "When this earliest key was matched last.")
+LATE = Definition(
+    "amo_operator_late_match_seconds", "gauge", ("name", "key_kind"), "When a previous key was matched last, its overlap being over."
+)
+BEHIND = Definition("amo_operator_pods_out_of_step", "gauge", ("name",), "Service pods that do not prove the newest keyring.")
+DAMAGED = Definition(
+    "amo_operator_keyring_damaged_seconds", "gauge", ("name",), "When a keyring that there had been was last found missing or corrupt."
+)
+DEFINITIONS = (RECONCILES, SECONDS, ROUND, CONDITION, NOT_READY, EXPIRY, MATCHED, LATE, BEHIND, DAMAGED)
+BOUNDS = (0.005, 0.02, 0.1, 0.5, 2, 10, 30)
+
+
+def metrics_table() -> str:
+    """Render all metrics as a Markdown table for the README."""
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for each in DEFINITIONS:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        lines.append(f"| `{each.name}` | {each.type} | {labels} | {each.help} |")
+    return "\n".join(lines) + "\n"
 
 
 class Metrics:
     """The operator's metrics in a registry of their own; times are Unix seconds, so that an alert subtracts them from ``time()``."""
 
     def __init__(self) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
         self._registry = CollectorRegistry()
-        self._reconciles = Counter(
-            "amo_operator_reconciles", "Reconciles by what came of them: unchanged, changed, conflict, error.", ("kind", "outcome"),
-            registry=self._registry,
-        )  # fmt: skip
-        self._seconds = Histogram(
-            "amo_operator_reconcile_seconds", "How long a reconcile took.", ("kind",), registry=self._registry,
-            buckets=(0.005, 0.02, 0.1, 0.5, 2, 10, 30),
-        )  # fmt: skip
-        self._round = Gauge("amo_operator_last_round_seconds", "When everything was compared last.", registry=self._registry)
-        self._standing = Gauge(
-            "amo_operator_condition",
-            "1 for each condition that holds, with its reason.",
-            (*OBJECT, "type", "reason"),
-            registry=self._registry,
-        )
-        self._since = Gauge(
-            "amo_operator_phase_since_seconds", "Since when an object has its present reason.", (*OBJECT, "reason"), registry=self._registry
-        )
-        self._expiry = Gauge(
-            "amo_operator_key_expires_seconds", "When the earliest key with an end is no longer accepted.", ("name", "key_kind"),
-            registry=self._registry,
-        )  # fmt: skip
-        self._late = Gauge(
-            "amo_operator_late_match_seconds", "When a previous key was matched last, its overlap being over.", ("name", "key_kind"),
-            registry=self._registry,
-        )  # fmt: skip
-        self._behind = Gauge(
-            "amo_operator_pods_out_of_step", "Service pods that do not prove the newest keyring.", ("name",), registry=self._registry
-        )
-        self._corrupt = Counter(
-            "amo_operator_keyring_rebuilt", "Keyrings found missing or corrupt and rebuilt.", ("name",), registry=self._registry
-        )
-        self._shown: dict[tuple[str, str], tuple[str, float]] = {}
+        self._reconciles = Counter(RECONCILES.name, RECONCILES.help, RECONCILES.labels, registry=self._registry)
+        self._seconds = Histogram(SECONDS.name, SECONDS.help, SECONDS.labels, buckets=BOUNDS, registry=self._registry)
+        gauges = [each for each in DEFINITIONS if each.type == "gauge"]
+        self._gauges = {each: Gauge(each.name, each.help, each.labels, registry=self._registry) for each in gauges}
+        self._shown: set[tuple[str, str]] = set()
 
     def page(self) -> bytes:
         """Render all of it in Prometheus' text format."""
@@ -73,38 +84,36 @@ class Metrics:
 
     def round_ended(self, now: datetime, present: set[tuple[str, str]]) -> None:
         """Note that everything was compared; what is shown of objects that are gone goes."""
-        self._round.set(now.timestamp())
-        for kind, name in set(self._shown) - present:
-            del self._shown[kind, name]
-            for gauge in (self._standing, self._since):
-                _remove(gauge, {"kind": kind, "name": name})
-            for gauge in (self._expiry, self._late, self._behind):
-                _remove(gauge, {"name": name} if kind == "AmoIntegration" else {"name": ""})
+        self._gauges[ROUND].set(now.timestamp())
+        for kind, name in self._shown - present:
+            self._forget({"kind": kind, "name": name}, CONDITION, NOT_READY)
+            if kind == "AmoIntegration":
+                self._forget({"name": name}, EXPIRY, MATCHED, LATE, BEHIND, DAMAGED)
+        self._shown &= present
 
-    def stands(self, kind: str, name: str, standing: Standing, now: datetime) -> None:
-        """Show an object's conditions and since when it has its reason."""
-        before = self._shown.get((kind, name))
-        since = before[1] if before and before[0] == standing.reason else now.timestamp()
-        self._shown[kind, name] = (standing.reason, since)
-        for gauge in (self._standing, self._since):
-            _remove(gauge, {"kind": kind, "name": name})
-        held = {"Ready": standing.is_ready, "Reconciling": standing.is_reconciling, "Stalled": standing.is_stalled}
-        for condition, holds in held.items():
-            self._standing.labels(kind, name, condition, standing.reason).set(int(holds))
-        self._since.labels(kind, name, standing.reason).set(since)
+    def stands(self, kind: str, name: str, standing: Standing, conditions: Sequence[dict[str, Any]]) -> None:
+        """Show an object's conditions, and since when it is not ready: that is in the status, and survives this process."""
+        self._shown.add((kind, name))
+        self._forget({"kind": kind, "name": name}, CONDITION, NOT_READY)
+        for each in conditions:
+            holds = each["status"] == "True"
+            self._gauges[CONDITION].labels(kind, name, each["type"], standing.reason).set(int(holds))
+            if each["type"] == "Ready" and not holds:
+                since = datetime.fromisoformat(each["lastTransitionTime"])
+                self._gauges[NOT_READY].labels(kind, name).set(since.timestamp())
 
-    def keys(self, name: str, expiries: Mapping[str, datetime], late: Mapping[str, datetime], behind: int) -> None:
-        """Show an integration's keys: earliest end and late match by kind, and how many pods are behind."""
-        for gauge, times in ((self._expiry, expiries), (self._late, late)):
-            _remove(gauge, {"name": name})
-            for kind, moment in times.items():
-                gauge.labels(name, kind).set(moment.timestamp())
-        self._behind.labels(name).set(behind)
+    def keys(self, name: str, times: KeyTimes) -> None:
+        """Show an integration's keys, and how many pods are behind."""
+        for definition, by_kind in ((EXPIRY, times.expires), (MATCHED, times.matched), (LATE, times.late)):
+            self._forget({"name": name}, definition)
+            for kind, moment in by_kind.items():
+                self._gauges[definition].labels(name, kind).set(moment.timestamp())
+        self._gauges[BEHIND].labels(name).set(times.behind)
 
-    def rebuilt(self, name: str) -> None:
-        """Count a keyring that was lost or corrupt."""
-        self._corrupt.labels(name).inc()
+    def damaged(self, name: str, now: datetime) -> None:
+        """Note that a keyring was found lost or corrupt."""
+        self._gauges[DAMAGED].labels(name).set(now.timestamp())
 
-
-def _remove(gauge: Gauge, labels: dict[str, str]) -> None:
-    gauge.remove_by_labels(labels)
+    def _forget(self, labels: dict[str, str], *definitions: Definition) -> None:
+        for each in definitions:
+            self._gauges[each].remove_by_labels(labels)

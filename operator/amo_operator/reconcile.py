@@ -104,7 +104,7 @@ class Reconciler:
         shown = before.get("conditions") or []
         wanted = {**status, "observedGeneration": metadata["generation"]}
         wanted["conditions"] = conditions(standing, shown, metadata["generation"], now)
-        self._metrics.stands(kind, metadata["name"], standing, now)
+        self._metrics.stands(kind, metadata["name"], standing, wanted["conditions"])
         if wanted == before:
             return False
         with self._tracing.change(f"apply {kind} status"):

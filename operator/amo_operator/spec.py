@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 GROUP, VERSION = "amo-webhooks.io", "v1alpha1"
 
 VISIBLE_WITHOUT_BAR = "[!-{}-~]+"
-LONGEST_LOCK_WAIT = timedelta(seconds=5)
+SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT = timedelta(milliseconds=100), timedelta(seconds=5)
 LONGEST_NAME_CHARS = 63
 CREDENTIALS_SUFFIX = "-credentials"
 
@@ -209,9 +209,9 @@ class SchemaMigrationSpec(Model):
         ),
         Rule(
             "lockTimeout",
-            "lockTimeout must be longer than 0s, which would wait forever, and at most 5s, for which all queries wait behind it",
-            "self.lockTimeout > duration('0s') && self.lockTimeout <= duration('5s')",
-            lambda my: timedelta() < my.lock_timeout <= LONGEST_LOCK_WAIT,
+            "lockTimeout must be at least 100ms, or no lock is ever had, and at most 5s, for which all queries wait behind it",
+            "self.lockTimeout >= duration('100ms') && self.lockTimeout <= duration('5s')",
+            lambda my: SHORTEST_LOCK_WAIT <= my.lock_timeout <= LONGEST_LOCK_WAIT,
         ),
         Rule(
             "activeDeadline",
@@ -227,7 +227,7 @@ class SchemaMigrationSpec(Model):
     target_revision: Annotated[str, StringConstraints(max_length=64, pattern=r"^[0-9A-Za-z_]+$")] = "head"
     """Revision to reach; head is the image's latest."""
     lock_timeout: ShortDuration = timedelta(milliseconds=500)
-    """How long one try waits for a lock before it lets the queries behind it pass; from 1ms to 5s."""
+    """How long one try waits for a lock before it lets the queries behind it pass; from 100ms to 5s."""
     backoff_limit: Annotated[int, Field(ge=0, le=10)] = 3
     """How often Kubernetes repeats a failed pod of one try."""
     active_deadline: Duration = timedelta(hours=1)

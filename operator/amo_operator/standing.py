@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amo_operator.conditions import Standing, rfc3339
 from amo_operator.evidence import Note, Wanted, lag, last_matched
@@ -117,16 +117,29 @@ def _proven(wanted: Wanted, decision: Decision, keyring: Keyring, action: str) -
     return Standing(note.reason, f"{note.message}{action}", is_ready=True)
 
 
-def late_matches(wanted: Wanted, decision: Decision, observed: Observed) -> tuple[dict[str, datetime], dict[str, datetime], int]:
-    """Return what the metrics show of the keys: earliest end by kind, last match after the overlap by kind, pods out of step."""
-    expiries: dict[str, datetime] = {}
-    late: dict[str, datetime] = {}
-    keyring = decision.keyring
-    for key in keyring.keys if keyring else ():
-        if key.not_after:
-            expiries[key.kind] = min(key.not_after, expiries.get(key.kind, key.not_after))
+class KeyTimes(NamedTuple):
+    """What the metrics show of an integration's keys, by kind, and how many pods are out of step."""
+
+    expires: dict[str, datetime]
+    matched: dict[str, datetime]
+    """When the key that expires first was matched last."""
+    late: dict[str, datetime]
+    behind: int
+
+
+def key_times(wanted: Wanted, decision: Decision, observed: Observed) -> KeyTimes:
+    """Return each kind's earliest end and that key's last match, its last match after the overlap, and the pods out of step."""
+    times, keyring = KeyTimes({}, {}, {}, 0), decision.keyring
+    if keyring is None:
+        return times
+    ending = [(key.not_after, key) for key in keyring.keys if key.not_after]
+    for not_after, key in sorted(ending, key=lambda each: each[0], reverse=True):
+        times.expires[key.kind] = not_after
+        times.matched.pop(key.kind, None)
+        if matched := last_matched(observed, key.fingerprint):
+            times.matched[key.kind] = matched
+    for key in keyring.keys:
         matched = last_matched(observed, key.fingerprint)
         if key.state == "previous" and matched and matched > key.since + wanted.overlap:
-            late[key.kind] = max(matched, late.get(key.kind, matched))
-    behind = sum(lag(keyring, report) is not None for report in observed.reports or ()) if keyring else 0
-    return expiries, late, behind
+            times.late[key.kind] = max(matched, times.late.get(key.kind, matched))
+    return times._replace(behind=sum(lag(keyring, report) is not None for report in observed.reports or ()))

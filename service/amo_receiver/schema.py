@@ -141,6 +141,7 @@ async def upgrade(
     say: Callable[[str], None],
     *,
     lock_timeout_ms: int = LOCK_TIMEOUT_MS,
+    lock_tries: int = LOCK_TRIES,
     run: Run | None = None,
     step: Step = lambda _revision, _connection: nullcontext(),
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -166,7 +167,7 @@ async def upgrade(
                 number = 0
                 while refusal := await _try(engine, lock_timeout_ms, apply):
                     number += 1
-                    await _wait_for_lock(guard, number, refusal, run, say, pause)
+                    await _wait_for_lock(guard, (number, lock_tries), refusal, run, say, pause)
                 run.outcome, run.blockers = "Upgraded", ()
             return run.after
     finally:
@@ -230,7 +231,7 @@ async def _try(engine: AsyncEngine, lock_timeout_ms: int, apply: Callable[[Conne
 
 async def _wait_for_lock(
     guard: AsyncConnection,
-    number: int,
+    count: tuple[int, int],
     refusal: DBAPIError,
     run: Run,
     say: Callable[[str], None],
@@ -238,12 +239,13 @@ async def _wait_for_lock(
 ) -> None:
     run.blockers = await _blockers(guard)
     in_the_way = ", ".join(map(str, run.blockers)) or "nobody any more"
-    if number == LOCK_TRIES:
+    number, most = count
+    if number == most:
         run.outcome = "Blocked"
-        msg = f"No lock after {LOCK_TRIES} tries; in the way: {in_the_way}. The database is at {run.after}."
+        msg = f"No lock after {most} tries; in the way: {in_the_way}. The database is at {run.after}."
         raise CommandError(msg) from refusal
     seconds = min(FIRST_PAUSE_SECONDS * 2 ** (number - 1), LONGEST_PAUSE_SECONDS)
-    say(f"Lock not available (try {number} of {LOCK_TRIES}), again in {seconds:.1f} s; in the way: {in_the_way}.")
+    say(f"Lock not available (try {number} of {most}), again in {seconds:.1f} s; in the way: {in_the_way}.")
     await pause(seconds)
 
 

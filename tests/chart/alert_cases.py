@@ -5,21 +5,32 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 
 class Case(NamedTuple):
-    """What was scraped, and the minute at which the alert fires, or until which it does not."""
+    """What was scraped, and the minute at which the alert fires, until which it does not, or at which it does no longer."""
 
     minute: int
     series: dict[str, str]
 
 
 class Alert(NamedTuple):
-    """Cases in which an alert fires, and in which it does not, by what happened."""
+    """Cases in which an alert fires, in which it does not, and in which it has fired and does no longer, by what happened."""
 
     fires: dict[str, Case]
     quiet: dict[str, Case]
+    over: Mapping[str, Case] = MappingProxyType({})
+
+    def cases(self) -> Iterator[tuple[Literal["fires", "quiet", "over"], str, Case]]:
+        """Return all of them with their kind."""
+        yield from (("fires", *each) for each in self.fires.items())
+        yield from (("quiet", *each) for each in self.quiet.items())
+        yield from (("over", *each) for each in self.over.items())
 
 
 A, B = 'namespace="crm", job="amo-webhooks", pod="a"', 'namespace="crm", job="amo-webhooks", pod="b"'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -14,6 +14,7 @@ from prometheus import promtool
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterable, Iterator
 
     from chart.alert_cases import Case
 
@@ -22,24 +23,32 @@ CHART = ROOT / "charts" / "amo-webhooks"
 FILES = sorted((CHART / "alerts").iterdir())
 RUNBOOKS = sorted(path for path in (CHART / "runbooks").iterdir() if path.name != "README.md")
 PAGES = [ROOT / "README.md", ROOT / "service" / "README.ru.md", CHART / "runbooks" / "README.md"]
+Kind = Literal["fires", "quiet", "over"]
 CASES = [
-    pytest.param(CHART / "alerts" / f"{name}.yaml", case, fires, id=f"{name} {'fires' if fires else 'is quiet'}: {what}")
+    pytest.param(CHART / "alerts" / f"{name}.yaml", kind, case, id=f"{name} {kind}: {what}")
     for name, alert in ALERTS.items()
-    for fires, cases in ((True, alert.fires), (False, alert.quiet))
-    for what, case in cases.items()
+    for kind, what, case in alert.cases()
 ]
+WINDOW = re.compile(r"\b(\d+)([smhd])\b|\b(\d{3,})\b")
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def evaluated(rules: Path, case: Case, folder: Path, *, fires: bool) -> subprocess.CompletedProcess[str]:
-    """Let promtool evaluate rules every minute, and say whether their alert fires at the case's minute, or at none till then."""
-    expected = [{"labels": "{}", "value": 1}] if fires else []
-    firing = f'ALERTS{{alertname="{rules.stem}", alertstate="firing"}}'
-    query = f"group({firing if fires else f'last_over_time({firing}[{case.minute}m])'})"
+def question(name: str, kind: Kind, case: Case) -> dict[str, Any]:
+    """Ask whether an alert fires at the case's minute, at none till then, or fired and does no longer; the answer is one sample, or none."""
+    firing = f'ALERTS{{alertname="{name}", alertstate="firing"}}'
+    ever = f"group(last_over_time({firing}[{case.minute}m]))"
+    query = {"fires": f"group({firing})", "quiet": ever, "over": f"{ever} unless group({firing})"}[kind]
+    expected = [] if kind == "quiet" else [{"labels": "{}", "value": 1}]
     series = [{"series": name, "values": values} for name, values in case.series.items()]
-    question = {"expr": query, "eval_time": f"{case.minute}m", "exp_samples": expected}
-    test = {"interval": "1m", "input_series": series, "promql_expr_test": [question]}
+    asked = {"expr": query, "eval_time": f"{case.minute}m", "exp_samples": expected}
+    return {"interval": "1m", "input_series": series, "promql_expr_test": [asked]}
+
+
+def evaluated(rules: Path, cases: Iterable[tuple[Kind, Case]], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Let promtool evaluate rules every minute, and compare what their alert does in these cases."""
+    tests = [question(rules.stem, kind, case) for kind, case in cases]
     file = folder / "test.yaml"
-    file.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [test]}))
+    file.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": tests}))
     return promtool("test", "rules", str(file), cwd=folder)
 
 
@@ -50,13 +59,34 @@ def constant(rules: Path, expression: str, folder: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("rules", "case", "fires"), CASES)
-def test_an_alert_fires_when_it_should_and_only_then(rules: Path, case: Case, fires: bool, tmp_path: Path) -> None:
+def changed(text: str) -> Iterator[tuple[str, str]]:
+    """Return the rules with each window, delay or time of the expression halved or doubled, one at a time, and what was changed."""
+    for found in WINDOW.finditer(text, text.index("expr:"), text.index("labels:\n")):
+        number, unit, bare = found.groups()
+        for factor in (0.5, 2):
+            other = f"{int(int(bare or number) * SECONDS.get(unit, 1) * factor)}{'' if bare else 's'}"
+            yield text[: found.start()] + other + text[found.end() :], f"{text[: found.start()].splitlines()[-1]}{found[0]} -> {other}"
+
+
+@pytest.mark.parametrize(("rules", "kind", "case"), CASES)
+def test_an_alert_fires_when_it_should_and_only_then(rules: Path, kind: Kind, case: Case, tmp_path: Path) -> None:
     """As promtool evaluates it; an alert that never fires, or always, would be noticed by this very case."""
-    done = evaluated(rules, case, tmp_path, fires=fires)
+    done = evaluated(rules, [(kind, case)], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    broken = constant(rules, "vector(1) > 1" if fires else "vector(1)", tmp_path)
-    assert "FAILED" in (done := evaluated(broken, case, tmp_path, fires=fires)).stdout + done.stderr
+    broken = constant(rules, "vector(1) > 1" if kind == "fires" else "vector(1)", tmp_path)
+    assert "FAILED" in (done := evaluated(broken, [(kind, case)], tmp_path)).stdout + done.stderr
+
+
+@pytest.mark.parametrize("rules", FILES, ids=lambda file: file.stem)
+def test_another_window_would_be_noticed(rules: Path, tmp_path: Path) -> None:
+    """Each time in an alert is there for a reason: halved or doubled, it makes one of the cases fail."""
+    cases, survived = [(kind, case) for kind, _, case in ALERTS[rules.stem].cases()], []
+    for text, what in changed(rules.read_text(encoding="utf-8")):
+        (tmp_path / rules.name).write_text(text)
+        done = evaluated(tmp_path / rules.name, cases, tmp_path)
+        if "FAILED" not in done.stdout + done.stderr:
+            survived.append(f"{what}: {done.stdout}{done.stderr}")
+    assert survived == []
 
 
 def test_every_alert_has_cases_of_both_kinds() -> None:

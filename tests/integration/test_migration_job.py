@@ -203,8 +203,9 @@ async def test_ended_while_it_waits_for_a_lock(database_url: str, tmp_path: Path
     assert revision(database_url) == HEAD
 
 
-async def test_blocked_after_the_last_try(database_url: str, tmp_path: Path) -> None:
-    """Twenty tries with longer and longer pauses; then the result holds who is in the way."""
+@pytest.mark.parametrize("tries", [schema.LOCK_TRIES, 3])
+async def test_blocked_after_the_last_try(database_url: str, tmp_path: Path, tries: int) -> None:
+    """As many tries as asked for with longer and longer pauses; then the result holds who is in the way."""
     folder, path, run = migrations(tmp_path, ADD_COLUMN), tmp_path / "result", schema.Run()
     pauses: list[float] = []
 
@@ -212,15 +213,15 @@ async def test_blocked_after_the_last_try(database_url: str, tmp_path: Path) -> 
         pauses.append(seconds)
 
     async with holding(database_url) as holder:
-        with pytest.raises(CommandError, match="No lock after 20 tries"), reported(run, path):
-            await schema.upgrade(database_url, folder, "head", lambda _: None, lock_timeout_ms=100, run=run, pause=pause)
+        with pytest.raises(CommandError, match=f"No lock after {tries} tries"), reported(run, path):
+            await schema.upgrade(database_url, folder, "head", lambda _: None, lock_timeout_ms=100, lock_tries=tries, run=run, pause=pause)
         result = json.loads(path.read_text())
         assert MARK not in path.read_text()
         assert (result["outcome"], result["from"], result["to"], result["temporary"]) == ("Blocked", HEAD, HEAD, True)
         assert [(each["pid"], each["state"]) for each in result["blockers"]] == [(holder.get_server_pid(), "idle in transaction")]
-    assert len(pauses) == schema.LOCK_TRIES - 1
+    assert len(pauses) == tries - 1
     assert pauses == sorted(pauses)
-    assert pauses[-1] == schema.LONGEST_PAUSE_SECONDS
+    assert (pauses[-1] == schema.LONGEST_PAUSE_SECONDS) == (tries == schema.LOCK_TRIES)
 
 
 async def test_a_query_that_postgres_numbers_is_named_by_its_number(database_url: str, tmp_path: Path) -> None:

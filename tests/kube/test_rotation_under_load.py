@@ -112,6 +112,8 @@ class Stand:
     def end(self) -> None:
         """End the services, with their logs."""
         for pod in self.pods:
+            pod.terminate()
+        for pod in self.pods:
             pod.end()
             print(f"--- {pod.name}\n{pod.log}")  # noqa: T201
 
@@ -121,10 +123,10 @@ class Stand:
         self.operator.kill()
         self.operator.start()
 
-    def metric(self, name: str, **labels: str) -> float | None:
+    def metric(self, series: str, **labels: str) -> float | None:
         """Return a metric of the operator; None while there is none with these labels."""
         samples = [each for metric in metrics_on(self.operator.page("/metrics").content) for each in metric.samples]
-        return next((each.value for each in samples if each.name == name and each.labels == labels), None)
+        return next((each.value for each in samples if each.name == series and each.labels == labels), None)
 
     def late_match(self, name: str, kind: str) -> float | None:
         """Return when a key was last used though its overlap is over, as the operator shows it."""
@@ -256,7 +258,8 @@ def test_a_pod_that_is_stopped_holds_the_rotation_and_one_cut_off_obeys_the_cloc
         severed.cut_off()
         not_after = next(key["not_after"] for key in scene.document(name)["keys"] if key["state"] == "previous")
         stand.until(lambda: stand.late_match(name, "client_secret"))
-        stand.until(lambda: traffic.refusing("straggler") == set(stand.urls) and severed.name in scene.message(name))
+        stand.until(lambda: traffic.refusing("straggler") == set(stand.urls))
+        stand.until(lambda: [pod.name for pod in stand.pods if pod.name in scene.message(name)] == [severed.name])
         assert [old in pod.keys(name) for pod in stand.pods] == [False, False, True]
         assert stand.secrets(name, "current") == published
         again_at = time.time()

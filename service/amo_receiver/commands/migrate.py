@@ -52,6 +52,7 @@ def _direct_url() -> str:
 def upgrade(
     target: Annotated[str, typer.Argument(help="`head` or a revision.")] = "head",
     lock_timeout: Annotated[str, typer.Option(help="How long one try waits for its locks, from 100ms to 5s.")] = "500ms",
+    lock_tries: Annotated[int, typer.Option(min=1, help="How often it tries, with longer and longer pauses.")] = schema.LOCK_TRIES,
     result: Annotated[Path | None, typer.Option(help="File for the result as JSON, such as /dev/termination-log.")] = None,
 ) -> None:
     """Apply the migrations that are missing; any number of processes may do it at once.
@@ -60,11 +61,11 @@ def upgrade(
     """
     progress = schema.Run()
     with reported(progress, result):
-        asyncio.run(_upgrade(target, lock_timeout, progress))
+        asyncio.run(_upgrade(target, lock_timeout, lock_tries, progress))
     typer.echo(f"The database is at {progress.after}.")
 
 
-async def _upgrade(target: str, lock_timeout: str, progress: schema.Run) -> None:
+async def _upgrade(target: str, lock_timeout: str, lock_tries: int, progress: schema.Run) -> None:
     """Upgrade until told to end; the statement that runs then is cancelled, and its transaction rolled back."""
     url, loop, task = _direct_url(), asyncio.get_running_loop(), asyncio.current_task()
     told = asyncio.Event()
@@ -83,6 +84,7 @@ async def _upgrade(target: str, lock_timeout: str, progress: schema.Run) -> None
             target,
             typer.echo,
             lock_timeout_ms=_milliseconds(lock_timeout),
+            lock_tries=lock_tries,
             run=progress,
             step=migration_tracer(_named(url)),
         )
