@@ -80,23 +80,27 @@ ALERTS = {
             "no pod is ready": Case(8, {series("amo_ready"): "1x3 0x6", series("amo_ready", B): "0x9"}),
             "all pods are gone": Case(8, {series("amo_ready"): "1x3 stale"}),
             "nothing was ever scraped": Case(3, {"up": "1x9"}),
-            "one installation of two is gone": Case(8, {series("amo_ready"): "1x3 stale", 'amo_ready{namespace="b"}': "1x9"}),
+            "one installation of two is gone": Case(55, {series("amo_ready"): "1x3 stale", 'amo_ready{namespace="b"}': "1x90"}),
         },
         {
             "one pod of two is ready": Case(8, {series("amo_ready"): "1x9", series("amo_ready", B): "0x9"}),
             "pods were replaced": Case(8, {series("amo_ready"): "1x3 stale", series("amo_ready", B): "_x3 1x6"}),
-            "a restart takes a minute": Case(5, {series("amo_ready"): "1x3 0 1x5"}),
+            "a restart takes more than a minute": Case(8, {series("amo_ready"): "1x3 0 0 1x5"}),
         },
+        {"one of two was taken away": Case(75, {series("amo_ready"): "1x3 stale", 'amo_ready{namespace="b"}': "1x90"})},
     ),
     "AmoDatabaseErrors": Alert(
         {
             "the database is away": Case(7, {calls("unreachable"): "0x2 0+4x9", calls(""): "0+60x2 120x9"}),
+            "it hangs": Case(10, {calls("timeout"): "0x5 2+2x9", calls(""): "0+120x5 600x9"}),
+            "every other minute": Case(9, {calls("timeout"): "0 4 4 8 8 12 12 16 16 20", calls(""): "0+10x9"}),
+            "among bursts": Case(9, {calls("timeout"): "0+3.2x9", calls(""): "0 100 100 200 200 300 300 400 400 500"}),
             "each pod meets some": Case(5, {calls("timeout"): "0+2x9", calls("57P01", B): "0+2x9", calls(""): "0+50x9"}),
         },
         {
             "events that cannot be written": Case(9, {calls("22003"): "0+9x9", calls("23514"): "0+9x9", calls("54000"): "0+9x9"}),
             "two that waited for each other": Case(9, {calls("40P01"): "0+9x9", calls("40001"): "0+9x9"}),
-            "a failover of some seconds": Case(9, {calls("unreachable"): "0x2 40x9", calls(""): "0+60x9"}),
+            "a failover of a minute": Case(9, {calls("unreachable"): "0x2 20 40x9", calls(""): "0+60x9"}),
             "few calls of many": Case(9, {calls("timeout"): "0+3x9", calls(""): "0+40x9", calls("", B): "0+40x9"}),
         },
     ),
@@ -107,6 +111,7 @@ ALERTS = {
                 60, {deliveries("Unavailable"): "0+0.5x30 0+0.5x40", deliveries("other", B): "0+1x30 stale"}
             ),
             "amoCRM with a wrong token": Case(80, {deliveries("Unauthorized"): "0+1x80", bad("Unauthorized"): "0+1x80"}),
+            "one every two minutes": Case(115, {deliveries("Unavailable"): "0+0.5x130"}),
             "late answers": Case(5, {bad("Late"): "30x9", bad("Late", B): "30x9", deliveries("success"): "0+9x9"}),
         },
         {
@@ -118,7 +123,7 @@ ALERTS = {
     ),
     "AmoProcessingErrors": Alert(
         {
-            "every fifteenth is not applied": Case(20, {deliveries("partial"): "0+2x20", deliveries("success"): "0+28x20"}),
+            "every fifteenth is not applied": Case(9, {deliveries("partial"): "0+2x20", deliveries("success"): "0+28x20"}),
             "of a small shop, in two pods": Case(20, {deliveries("other"): "0+0.2x20", deliveries("Unavailable", B): "0+0.2x20"}),
             "among strangers": Case(
                 20, {deliveries("partial"): "0+2x20", deliveries("success"): "0+18x20", deliveries("Unauthorized"): "0+90x20"}
@@ -129,6 +134,7 @@ ALERTS = {
                 20, {deliveries("partial"): "0+2x20", deliveries("success"): "0+24x20", deliveries("success", B): "0+24x20"}
             ),
             "two of a small shop": Case(40, {deliveries("partial"): "0x14 2x40", deliveries("success"): "0+1x40"}),
+            "four at once": Case(60, {deliveries("partial"): "0x20 1 1 2 2 3 3 4x40", deliveries("success"): "0+1x70"}),
             "one now and then": Case(80, {deliveries("partial"): "0+0.2x80", deliveries("success"): "0+1x80"}),
             "strangers": Case(20, {deliveries("Unauthorized"): "0+90x20", deliveries("success"): "0+9x20"}),
             "a pod that restarts": Case(30, {deliveries("partial"): "900x15 0x20", deliveries("success"): "900x15 0+9x20"}),
@@ -137,17 +143,20 @@ ALERTS = {
     "AmoSlowAnswers": Alert(
         {
             "every fiftieth is slow": Case(20, answers("0+49x20", "0+50x20")),
+            "each of very few": Case(16, answers("0x20", "0 0 0 0 1 1 1 1 2 2 2 2 3 3 3 3 4")),
             "in one pod of two": Case(20, answers("0+90x20", "0+100x20") | answers("0+100x20", "0+100x20", B)),
         },
         {
             "one in two hundred": Case(20, answers("0+199x20", "0+200x20")),
+            "some minutes": Case(40, answers("0+10x10 109+9x3 146+10x40", "0+10x60")),
             "one slow answer of few": Case(15, answers("0+1x10 10+1x10", "0+1x10 11+1x10")),
             "nobody sends": Case(20, answers("7x20", "9x20")),
         },
     ),
     "AmoDeadLetters": Alert(
         {
-            "given up after the last retry": Case(30, {series("amo_dead_letters_total", amo_attempt_kind="retry"): "0x20 1x40"}),
+            "given up after the last retry": Case(65, {series("amo_dead_letters_total", amo_attempt_kind="retry"): "0x10 1x90"}),
+            "the gauge alone shows it": Case(65, {series("amo_queue_dead"): "5x10 6x90"}),
             "of an entity that was not seen before": Case(
                 90, {series("amo_dead_letters_total", amo_entity="task"): "_x65 1x40", series("amo_queue_dead"): "5x65 6x40"}
             ),
@@ -159,6 +168,7 @@ ALERTS = {
             "a pod restarts": Case(90, {series("amo_dead_letters_total"): "4x80 0x40", series("amo_queue_dead"): "9x200"}),
             "they are replayed": Case(90, {series("amo_queue_dead"): "9x60 0x200"}),
         },
+        {"an hour later": Case(80, {series("amo_dead_letters_total"): "0x10 1x90", series("amo_queue_dead"): "5x10 6x90"})},
     ),
     "AmoBacklog": Alert(
         {
@@ -176,10 +186,12 @@ ALERTS = {
     "AmoBadSignatures": Alert(
         {
             "since a rotation": Case(1470, {deliveries("Unauthorized"): "0x1440 0+1x60", deliveries("success"): "0+9x1500"}),
-            "in two pods, both new": Case(30, {deliveries("Unauthorized"): "0+0.5x40", deliveries("Unauthorized", B): "0+0.5x40"}),
+            "in two pods, both new": Case(18, {deliveries("Unauthorized"): "0+0.5x40", deliveries("Unauthorized", B): "0+0.5x40"}),
             "four times as many as yesterday": Case(1470, {deliveries("Unauthorized"): "0+1x1440 1440+4x60"}),
         },
         {
+            "a burst": Case(60, {deliveries("Unauthorized"): "0x20 1+1x10 11x60"}),
+            "hardly more than yesterday, and none at night": Case(1495, {deliveries("Unauthorized"): "0+0.5x60 30x1379 31.2+1.2x60"}),
             "a few that guess": Case(60, {deliveries("Unauthorized"): "0x30 8x60", deliveries("success"): "0+9x100"}),
             "one now and then": Case(1430, {deliveries("Unauthorized"): "0+0.5x1500", deliveries("success"): "0+9x1500"}),
             "a pod restarts": Case(60, {deliveries("Unauthorized"): "90x20 0x60"}),
@@ -192,26 +204,31 @@ ALERTS = {
         {"every pod sees one": Case(30, {series("amo_accounts_silent"): "0x5 1x30", series("amo_accounts_silent", B): "0x5 1x30"})},
         {
             "none is": Case(30, {series("amo_accounts_silent"): "0x40"}),
-            "one was, for a few minutes": Case(30, {series("amo_accounts_silent"): "0x20 1x4 0x20"}),
+            "one was, for ten minutes": Case(50, {series("amo_accounts_silent"): "0x20 1x10 0x20"}),
         },
     ),
     "AmoReloadRefused": Alert(
-        {"a broken keyring": Case(30, {refused("keyring"): "0x20 1x40"})},
+        {"a broken keyring": Case(75, {refused("keyring"): "0x20 1x90"})},
         {
             "good changes": Case(
                 30, {series("amo_reloads_total", amo_file="keyring", amo_outcome="success"): "0+1x40", refused("keyring"): "0x40"}
             ),
             "mended long ago, and a pod restarts": Case(120, {refused("mapping"): "1x80 0x40"}),
         },
+        {"an hour later": Case(90, {refused("keyring"): "0x20 1x90"})},
     ),
     "AmoTelemetryDropped": Alert(
         {
             "spans": Case(30, {spans("dropped"): "0x5 0+7x40"}),
+            "some, time and again": Case(20, {spans("dropped"): "0x7 1x7 2x7 3x7"}),
+            "exports of metrics, time and again": Case(20, {series("amo_metric_exports_total", amo_outcome="failure"): "0x7 1x7 2x7 3x7"}),
             "metrics": Case(30, {series("amo_metric_exports_total", amo_outcome="failure"): "0x5 0+1x40", spans("dropped"): "0x40"}),
         },
         {
             "all arrive": Case(30, {spans("exported"): "0+9x40", series("amo_metric_exports_total", amo_outcome="success"): "0+1x40"}),
-            "the collector restarts": Case(40, {spans("dropped"): "0x9 50x40"}),
+            "the collector restarts": Case(
+                40, {spans("dropped"): "0x9 50x40", series("amo_metric_exports_total", amo_outcome="failure"): "0x9 1x40"}
+            ),
         },
     ),
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from chart.alert_cases import ALERTS
+from chart import alert_cases, operator_alert_cases
 from prometheus import promtool
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ FILES = sorted((CHART / "alerts").iterdir())
 RUNBOOKS = sorted(path for path in (CHART / "runbooks").iterdir() if path.name != "README.md")
 PAGES = [ROOT / "README.md", ROOT / "service" / "README.ru.md", CHART / "runbooks" / "README.md"]
 Kind = Literal["fires", "quiet", "over"]
+ALERTS = alert_cases.ALERTS | operator_alert_cases.ALERTS
 CASES = [
     pytest.param(CHART / "alerts" / f"{name}.yaml", kind, case, id=f"{name} {kind}: {what}")
     for name, alert in ALERTS.items()
@@ -34,7 +35,7 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def question(name: str, kind: Kind, case: Case) -> dict[str, Any]:
-    """Ask whether an alert fires at the case's minute, at none till then, or fired and does no longer; the answer is one sample, or none."""
+    """Ask whether an alert fires at the case's minute, at none till then, or fired and does no longer."""
     firing = f'ALERTS{{alertname="{name}", alertstate="firing"}}'
     ever = f"group(last_over_time({firing}[{case.minute}m]))"
     query = {"fires": f"group({firing})", "quiet": ever, "over": f"{ever} unless group({firing})"}[kind]
@@ -65,7 +66,10 @@ def changed(text: str) -> Iterator[tuple[str, str]]:
         number, unit, bare = found.groups()
         for factor in (0.5, 2):
             other = f"{int(int(bare or number) * SECONDS.get(unit, 1) * factor)}{'' if bare else 's'}"
-            yield text[: found.start()] + other + text[found.end() :], f"{text[: found.start()].splitlines()[-1]}{found[0]} -> {other}"
+            yield (
+                text[: found.start()] + other + text[found.end() :],
+                f"line {text.count(chr(10), 0, found.start()) + 1}: {found[0]} -> {other}",
+            )
 
 
 @pytest.mark.parametrize(("rules", "kind", "case"), CASES)
@@ -85,7 +89,7 @@ def test_another_window_would_be_noticed(rules: Path, tmp_path: Path) -> None:
         (tmp_path / rules.name).write_text(text)
         done = evaluated(tmp_path / rules.name, cases, tmp_path)
         if "FAILED" not in done.stdout + done.stderr:
-            survived.append(f"{what}: {done.stdout}{done.stderr}")
+            survived.append(what)
     assert survived == []
 
 

@@ -35,9 +35,9 @@ pytestmark = pytest.mark.timeout(300)
 ROTATIONS = 10
 LAST_ROUND = "amo_operator_last_round_seconds"
 PATIENCE_S = 60.0
-LATEST_CRASH_S = 4.0
-SENDER_MOUNT_S = 1.0
-"""How much later a sender's pod has its credentials: longer than the overlap, so that only the quiet period saves it."""
+LATEST_CRASH_S = 7.0
+QUICK_S, SLOW_S = 0.0, 1.0
+"""When senders have their credentials: at once, which a key must be ready for, and after the overlap, when only their use keeps the old one."""
 BRISK = {"overlap": "1s", "quietPeriod": "1s"}
 SECRETS = [KEYRING, "ours-credentials", "crm-credentials", "crm-input"]
 ADDRESSES = {"service-1": "127.0.0.11", "service-2": "127.0.0.12", "service-3": "127.0.0.13"}
@@ -104,10 +104,11 @@ class Stand:
         mounted = self._kubelet.mount(KEYRING, name)
         return ServingPod(name, address, self.scene.port, mounted, self._folder / name, self._db_url)
 
-    def credentials(self, name: str) -> Credentials:
+    def credentials(self, name: str, delay_s: float) -> Credentials:
         """Return a sender of ours with a pod of its own."""
-        self._kubelet.pods.add("sender", {"app": "sender"})
-        return Credentials(self._kubelet.mount(f"{name}-credentials", "sender", delay_s=SENDER_MOUNT_S))
+        pod = f"sender-{int(delay_s)}"
+        self._kubelet.pods.add(pod, {"app": "sender"})
+        return Credentials(self._kubelet.mount(f"{name}-credentials", pod, delay_s=delay_s), read_s=delay_s / 2)
 
     def end(self) -> None:
         """End the services, with their logs."""
@@ -182,21 +183,22 @@ def summed(times: list[float]) -> str:
 def test_ten_rotations_with_crashes_reject_nothing(stand: Stand, rows: list[Row], database_url: str) -> None:
     """Client secret and URL key are exchanged ten times, the operator is killed each time; every key has had its time, no request is lost."""
     name = stand.begin(integration("ours", accounts=[ACCOUNT], clientSecret={"generate": True}, urlKey={}, maxOverlap="5m", **BRISK))
-    ours, chance = stand.credentials(name), random.Random(SEED)
-    rotations = []
-    with Traffic(stand.urls, {"signed": ours.signed, "by URL": ours.by_url}) as traffic, ThreadPoolExecutor(1) as aside:
+    quick, slow = (stand.credentials(name, delay_s) for delay_s in (QUICK_S, SLOW_S))
+    senders = {"quick": quick.signed, "slow": slow.signed, "quick by URL": quick.by_url, "slow by URL": slow.by_url}
+    chance, rotations = random.Random(SEED), []
+    with Traffic(stand.urls, senders, pause_s=0.2) as traffic, ThreadPoolExecutor(1) as aside:
         for number in range(ROTATIONS):
             crash = aside.submit(stand.crash_operator, chance.uniform(0, LATEST_CRASH_S))
             rotations.append(stand.rotate(name, f"rotation {number}"))
             crash.result()
         ended_at = time.time()
-        stand.until(lambda: all(traffic.is_accepted_everywhere(sender, since=ended_at) for sender in ("signed", "by URL")))
-    rejected = [each for sender in ("signed", "by URL") for each in traffic.rejected(sender)]
+        stand.until(lambda: all(traffic.is_accepted_everywhere(sender, since=ended_at) for sender in senders))
+    rejected = [each for sender in senders for each in traffic.rejected(sender)]
     everywhere, whole = (list(times) for times in zip(*rotations, strict=True))
     figure = f"new keys in every pod after {summed(everywhere)}; old ones gone after {summed(whole)}"
     rows.append(Row("rotations, operator killed each time", 2 * ROTATIONS, len(traffic.tries), len(rejected), figure))
     assert rejected == []
-    assert traffic.undelivered("signed") | traffic.undelivered("by URL") == set()
+    assert [traffic.undelivered(sender) for sender in senders] == [set()] * len(senders)
     assert lost(traffic, database_url) == set()
     used = run_sql(database_url, "SELECT key_kind, count(DISTINCT key_fingerprint) AS keys FROM deliveries GROUP BY key_kind")
     assert {row["key_kind"]: row["keys"] for row in used} == {"client_secret": ROTATIONS + 1, "url_key": ROTATIONS + 1}
@@ -239,8 +241,9 @@ def test_a_secret_written_by_hand_and_one_revoked(stand: Stand, rows: list[Row],
 
 def test_a_pod_that_is_stopped_holds_the_rotation_and_one_cut_off_obeys_the_clock(stand: Stand, rows: list[Row], database_url: str) -> None:
     """The condition names both; the stopped one is waited for, the other one stops accepting at the time that it was told before."""
-    name = stand.begin(integration("ours", accounts=[ACCOUNT], clientSecret={"generate": True}, maxOverlap="15s", **BRISK))
-    scene, ours, (_, stopped, severed) = stand.scene, stand.credentials(name), stand.pods
+    resource = integration("ours", accounts=[ACCOUNT], clientSecret={"generate": True}, maxOverlap="12s", **BRISK)
+    name = stand.begin(resource, AMO_OPERATOR_ANSWER_SECONDS="1")
+    scene, ours, (_, stopped, severed) = stand.scene, stand.credentials(name, QUICK_S), stand.pods
     straggler = Person(f"client-{name}", stand.secrets(name, "current")["client_secret"])
     old = fingerprint(straggler.secret.encode())
     with Traffic(stand.urls, {"ours": ours.signed, "straggler": straggler.signed}) as traffic:

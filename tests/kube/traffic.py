@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAUSE_S = 0.1
-READ_S = 0.5
 FIRST_LEAD = 10_000_001
 QUIET = {"LOG_DELIVERIES_PER_SECOND": "0"}
 KEYRING_ONLY = {"AMOCRM_CLIENT_ID": None, "AMOCRM_CLIENT_SECRET": None, "AMOCRM_WEBHOOK_TOKEN": None}
@@ -94,7 +93,7 @@ def by_url(path: str, number: int) -> Post:
 class Credentials:
     """A sender of ours: the credentials Secret is mounted into its pod, and it looks there now and then."""
 
-    def __init__(self, folder: Path, read_s: float = READ_S) -> None:
+    def __init__(self, folder: Path, read_s: float) -> None:
         self._folder = folder
         self._read_s = read_s
         self._texts: dict[str, str] = {}

@@ -360,10 +360,11 @@ def test_a_revoked_key_leaves_at_once_whatever_its_state(paused: bool) -> None:
     """Also while paused: the next one takes over, and where there is none a generated one is made."""
     gone = {name: fingerprint(name) for name in ("one", "two", "zero")}
     keyring = ring(following("two"), current("one"), previous("zero"))
+    observed, numbers = {"input_secret": "two", "steady": False}, count(1)
 
     def after(*names: str, wanted: Wanted = GENERATED) -> list[tuple[str, str]]:
         revoke = frozenset(gone[name] for name in names)
-        decision = Scene(replace(wanted, revoke=revoke, paused=paused), keyring, {"input_secret": "two", "steady": False}).decide()
+        decision = Scene(replace(wanted, revoke=revoke, paused=paused), keyring, observed, numbers).decide()
         assert decision.keyring is not None
         assert {each.fingerprint for each in decision.keyring.retired if each.reason == "revoked"} == revoke
         return shown(decision.keyring)
@@ -373,6 +374,8 @@ def test_a_revoked_key_leaves_at_once_whatever_its_state(paused: bool) -> None:
     assert after("zero") == [("next", "two"), ("current", "one")]
     assert after("one", "two") == [("current", "new-1"), ("previous", "zero")]
     assert after("one", "two", "zero", wanted=REF) == []
+    keyring = ring(current("one"), following("two"), previous("zero"))
+    assert after("one", "two") == [("current", "new-2"), ("previous", "zero")]
 
 
 def test_a_revoked_input_leaves_a_person_to_act() -> None:
@@ -477,3 +480,13 @@ def test_an_older_keyring_that_comes_back_is_raised_without_what_had_left(paused
     assert reasons(decision)[0] == "KeyringRaised"
     plain = Scene(GENERATED, ring(current("one")), {"floor": 12}).decide()
     assert plain.keyring == replace(ring(current("one")), generation=13)
+    revoked = Scene(replace(GENERATED, revoke=frozenset({fingerprint("one")})), ring(current("one")), {"floor": 12}).decide()
+    assert shown(revoked.keyring) == [("current", "new-1")]
+    assert revoked.keyring is not None
+    assert [each.reason for each in revoked.keyring.retired] == ["revoked"]
+
+
+def test_a_keyring_that_lacks_a_current_key_goes_on_with_the_next_one() -> None:
+    """A person may have edited it: what is published already is better than what nobody has."""
+    keyring = ring(following("two"), previous("one"))
+    assert shown(Scene(GENERATED, keyring, {"steady": False}).decide().keyring) == [("current", "two"), ("previous", "one")]
