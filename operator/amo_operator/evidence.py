@@ -44,6 +44,8 @@ class Report:
     generation: int | None
     fingerprints: frozenset[str] = frozenset()
     last_matched: Mapping[str, datetime] = field(default_factory=dict)
+    knows_matches: bool = True
+    """Whether it has read lately what matched in the other pods: one that has only just started, or has no database, has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,11 @@ def lag(keyring: Keyring, report: Report) -> str | None:
 def is_proven(keyring: Keyring, observed: Observed) -> bool:
     """Tell whether every pod there is, and at least one, has exactly this keyring, and no pod is about to come or go."""
     return observed.steady and bool(observed.reports) and all(lag(keyring, report) is None for report in observed.reports or ())
+
+
+def is_quiet_known(observed: Observed) -> bool:
+    """Tell whether a key of which no pod reports a match has had none."""
+    return bool(observed.reports) and all(report.knows_matches for report in observed.reports or ())
 
 
 def last_matched(observed: Observed, name: str) -> datetime | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from amo_operator.evidence import Report
 
 if TYPE_CHECKING:
     from amo_operator.kube import Kube, PodSeen
+
+MATCHES_AGE = timedelta(minutes=3)
+"""Pods read each minute what matched in the others. Who has not for so long does not know whether a key is quiet."""
 
 
 @dataclass
@@ -20,11 +23,13 @@ class Fleet:
     _kube: Kube
     pods: list[PodSeen] = field(default_factory=list)
     is_steady: bool = False
-    _answers: dict[str, list[dict[str, Any]] | str] = field(default_factory=dict)
+    _now: datetime = datetime.min.replace(tzinfo=UTC)
+    _answers: dict[str, dict[str, Any] | str] = field(default_factory=dict)
     _before: set[str] = field(default_factory=set)
 
-    async def look(self) -> None:
+    async def look(self, now: datetime) -> None:
         """List the pods and ask each for its report, all at once."""
+        self._now = now
         self.pods = await self._kube.pods()
         answers = await asyncio.gather(*(self._kube.ask(pod) for pod in self.pods))
         self._answers = {pod.uid: answer for pod, answer in zip(self.pods, answers, strict=True)}
@@ -34,18 +39,19 @@ class Fleet:
 
     def reports(self, source: str) -> tuple[Report, ...]:
         """Return what each pod reports of one source."""
-        return tuple(_report(pod, source, self._answers[pod.uid]) for pod in self.pods)
+        return tuple(_report(pod, source, self._answers[pod.uid], self._now) for pod in self.pods)
 
 
-def _report(pod: PodSeen, source: str, answer: list[dict[str, Any]] | str) -> Report:
+def _report(pod: PodSeen, source: str, answer: dict[str, Any] | str, now: datetime) -> Report:
     if isinstance(answer, str):
-        return Report(pod.name, pod.uid, answer, None, frozenset(), {})
+        return Report(pod.name, pod.uid, answer, None)
     try:
-        mine = next((each for each in answer if each["source"] == source), None)
+        mine = next((each for each in answer["sources"] if each["source"] == source), None)
         if mine is None:
-            return Report(pod.name, pod.uid, "it has not read this keyring yet", None, frozenset(), {})
-        keys = mine["keys"]
-        matches = {key["fingerprint"]: datetime.fromisoformat(key["last_matched_at"]) for key in keys if key.get("last_matched_at")}
-        return Report(pod.name, pod.uid, None, int(mine["generation"]), frozenset(key["fingerprint"] for key in keys), matches)
+            return Report(pod.name, pod.uid, "it has not read this keyring yet", None)
+        generation, keys, read_at = int(mine["generation"]), mine["keys"], answer["matches_read_at"]
+        matches = {key["fingerprint"]: datetime.fromisoformat(key["last_matched_at"]) for key in keys if key["last_matched_at"]}
+        knows_matches = read_at is not None and now - datetime.fromisoformat(read_at) <= MATCHES_AGE
+        return Report(pod.name, pod.uid, None, generation, frozenset(key["fingerprint"] for key in keys), matches, knows_matches)
     except (KeyError, TypeError, ValueError):
-        return Report(pod.name, pod.uid, "its answer is no keyring report", None, frozenset(), {})
+        return Report(pod.name, pod.uid, "its answer is no keyring report", None)

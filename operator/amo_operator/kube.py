@@ -146,8 +146,8 @@ class Kube:
             if error.response.status_code != HTTPStatus.NOT_FOUND:
                 raise
 
-    async def ask(self, pod: PodSeen) -> list[dict[str, Any]] | str:
-        """Return what a pod reports of its sources, or why it cannot be known, in words for a person."""
+    async def ask(self, pod: PodSeen) -> dict[str, Any] | str:
+        """Return a pod's keyring report, or why it cannot be known, in words for a person."""
         if pod.address is None:
             return "it has no address yet"
         host = f"[{pod.address}]" if ":" in pod.address else pod.address
@@ -156,12 +156,12 @@ class Kube:
                 answer = await self._pods.get(f"http://{host}:{self._config.management_port}/keyring")
             if answer.status_code != HTTPStatus.OK or len(answer.content) > MOST_REPORT_BYTES:
                 return f"it answered {answer.status_code}"
-            sources = answer.json()["sources"]
+            report = answer.json()
         except (httpx.HTTPError, TimeoutError) as error:
             return f"it did not answer ({type(error).__name__})"
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             return "its answer is no keyring report"
-        return sources if isinstance(sources, list) else "its answer is no keyring report"
+        return report if isinstance(report, dict) else "its answer is no keyring report"
 
     async def job(self, name: str) -> migration.Job | None:
         """Get a Job with what its newest pod said."""

@@ -57,7 +57,7 @@ class Reconciler:
         """
         found = {kind: await self._kube.resources(kind) for kind in KINDS}
         if found["AmoIntegration"]:
-            await self._fleet.look()
+            await self._fleet.look(self._clock())
         for kind, resources in found.items():
             for resource in resources:
                 if resource["metadata"].get("deletionTimestamp") is None:

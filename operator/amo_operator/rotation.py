@@ -26,6 +26,7 @@ from amo_operator.evidence import (
     barred,
     highest_generation,
     is_proven,
+    is_quiet_known,
     judge_input,
     lag,
     last_matched,
@@ -201,7 +202,8 @@ class _Turn:
             return True
         if (self.observed.credentials or {}).get(key.kind) != current.secret:
             return False
-        return key.kind != "url_key" or self._is_used(current) or (self._is_proven and not self._is_used(key))
+        is_unused = self._is_proven and is_quiet_known(self.observed) and not self._is_used(key)
+        return key.kind != "url_key" or self._is_used(current) or is_unused
 
     def _must_hold(self, key: Key) -> bool:
         current = self.draft.keyring.one(key.kind, "current")
@@ -219,7 +221,9 @@ class _Turn:
     def _is_quiet(self, key: Key) -> bool:
         matched, now = last_matched(self.observed, key.fingerprint), self.observed.now
         is_over = now >= key.since + self.wanted.overlap
-        return is_over and self._is_proven and (matched is None or now >= matched + self.wanted.quiet_period)
+        return (
+            is_over and self._is_proven and is_quiet_known(self.observed) and (matched is None or now >= matched + self.wanted.quiet_period)
+        )
 
     def rotate(self, kind: KeyKind) -> None:
         """Begin a rotation that is due or asked for; a request made while one is under way is met by that one."""

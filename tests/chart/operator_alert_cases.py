@@ -45,6 +45,7 @@ ALERTS = {
                 36, {not_ready(INTEGRATION): "300x10 stale", not_ready(INTEGRATION, SECOND): "_x12 300x60"}
             ),
             "a Secret is missing": Case(70, {READY_BUT: "_x5 1x90"}),
+            "a rollout does not end": Case(70, {condition(INTEGRATION, "Ready", "Retiring"): "_x5 1x90"}),
         },
         {
             "a rotation is under way": Case(35, {not_ready(INTEGRATION): "300x60", condition(INTEGRATION, "Stalled", "Promoting"): "0x60"}),
@@ -69,7 +70,7 @@ ALERTS = {
         },
         {
             "not yet a day before": Case(150, {key("key_expires"): "93600x150", key("key_matched"): "0+60x150"}),
-            "its sender has just switched": Case(150, {key("key_expires"): "86400x150", key("key_matched"): "300x150"}),
+            "its sender has just switched": Case(150, {key("key_expires"): "86700x150", key("key_matched"): "300x150"}),
             "it was never used": Case(150, {key("key_expires"): "86400x150"}),
         },
     ),
@@ -88,12 +89,14 @@ ALERTS = {
     "AmoMigrationBlocked": Alert(
         {
             "a transaction is in the way": Case(16, {not_ready(MIGRATION): "300x40", BLOCKED: "1x40"}),
+            "its Job fails": Case(16, {not_ready(MIGRATION): "300x40", condition(MIGRATION, "Reconciling", "JobFailed"): "1x40"}),
+            "its Job does not start": Case(16, {not_ready(MIGRATION): "300x40", condition(MIGRATION, "Reconciling", "JobWaits"): "1x40"}),
             "during the next try": Case(24, {not_ready(MIGRATION): "300x40", BLOCKED: "1x20 stale", MIGRATING: "_x20 1x20"}),
         },
         {
             "not for long": Case(15, {not_ready(MIGRATION): "300x40", BLOCKED: "1x40"}),
             "it got through": Case(40, {not_ready(MIGRATION): "300x12 stale", BLOCKED: "1x12 stale"}),
-            "it runs since": Case(40, {not_ready(MIGRATION): "300x40", BLOCKED: "_x5 1 stale", MIGRATING: "_x6 1x40"}),
+            "it runs since": Case(40, {not_ready(MIGRATION): "300x40", BLOCKED: "_x6 1 stale", MIGRATING: "_x7 1x40"}),
         },
     ),
     "AmoOperatorDown": Alert(
@@ -106,7 +109,7 @@ ALERTS = {
         {
             "there was none": Case(40, {"up": "1x40"}),
             "it works": Case(40, {of(ROUND): "0+60x40"}),
-            "it is replaced": Case(40, {of(ROUND): "0+60x5 stale", of(ROUND, SECOND): "_x10 660+60x40"}),
+            "it is replaced": Case(40, {of(ROUND): "0+60x5 stale", of(ROUND, SECOND): "_x11 660+60x40"}),
         },
         {"it was taken away three days ago": Case(4330, {of(ROUND): "0+60x5 stale"})},
     ),

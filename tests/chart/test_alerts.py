@@ -66,10 +66,8 @@ def changed(text: str) -> Iterator[tuple[str, str]]:
         number, unit, bare = found.groups()
         for factor in (0.5, 2):
             other = f"{int(int(bare or number) * SECONDS.get(unit, 1) * factor)}{'' if bare else 's'}"
-            yield (
-                text[: found.start()] + other + text[found.end() :],
-                f"line {text.count(chr(10), 0, found.start()) + 1}: {found[0]} -> {other}",
-            )
+            line = text.count("\n", 0, found.start()) + 1
+            yield text[: found.start()] + other + text[found.end() :], f"line {line}: {found[0]} -> {other}"
 
 
 @pytest.mark.parametrize(("rules", "kind", "case"), CASES)
@@ -117,4 +115,5 @@ def test_alerts_runbooks_and_pages_name_the_same() -> None:
     names = [file.stem for file in FILES]
     assert [path.stem for path in RUNBOOKS] == names
     for page in PAGES:
-        assert sorted(set(re.findall(r"\bAmo[A-Z]\w+", page.read_text(encoding="utf-8")))) == names, page
+        named = set(re.findall(r"\bAmo[A-Z]\w+", page.read_text(encoding="utf-8"))) - {"AmoIntegration"}
+        assert sorted(named) == names, page

@@ -15,11 +15,13 @@ from xml.etree import ElementTree as ET
 import httpx
 import pytest
 
+from amo_operator import metrics as operator_metrics
 from amo_receiver.embedded.folder import free_port
 from amo_receiver.embedded.processes import wait_until
 from amo_receiver.telemetry.metrics_table import ANSWERS_BUDGET, DEFINITIONS
 from factories import form_body, lead
 from integration.load import PATIENT, TOKEN_PATH
+from integration.operator_page import OperatorPage
 from integration.picture import draw
 from integration.test_runbooks import DUE, RUNBOOKS, UNWRITABLE, blocks
 from prometheus import Prometheus
@@ -111,17 +113,19 @@ class Load:
 
 @pytest.fixture(scope="module")
 def watched(postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, Load]]:
-    """Return a Prometheus with our alerts that reads a service's management port, and the load for it."""
+    """Return a Prometheus with our alerts that reads a service's management port and an operator's page, and the load for the service."""
     folder, port, url = tmp_path_factory.mktemp("dashboards"), free_port(), postgres.url("dashboards")
     run_sql(postgres.url(), f"CREATE DATABASE dashboards TEMPLATE {template}")
-    services = Services(folder)
-    prometheus = Prometheus(folder / "prometheus", {"amo-webhooks": [f"127.0.0.1:{port}"]}, ALERTS)
+    services, page = Services(folder), OperatorPage()
+    targets = {"amo-webhooks": [f"127.0.0.1:{port}"], "amo-operator": [page.target]}
+    prometheus = Prometheus(folder / "prometheus", targets, ALERTS)
     prometheus.start()
     try:
         service = services.serve(url, args=["--management-port", str(port)], env=PATIENT)
         run_sql(url, UNWRITABLE)
         assert wait_until(lambda: prometheus.ask("query", query="amo_up")["result"] != [], PATIENCE_SECONDS)
-        yield prometheus, Load(service.url, url)
+        with page:
+            yield prometheus, Load(service.url, url)
     finally:
         prometheus.end()
         services.end()
@@ -209,8 +213,9 @@ def test_the_picture_shows_the_first_panels(watched: tuple[Prometheus, Load]) ->
 
 def test_every_metric_is_looked_at_and_every_query_is_about_one_that_there_is() -> None:
     """A metric is in a panel or an alert, or has a reason here; a query of a metric that was renamed would only show nothing."""
-    names = {each.prometheus_name + end: each for each in DEFINITIONS for end in ("_bucket", "_count", "_sum") if each.type == "histogram"}
-    names |= {each.prometheus_name: each for each in DEFINITIONS if each.type != "histogram"}
+    types = {each.prometheus_name: each.type for each in DEFINITIONS} | {each.name: each.type for each in operator_metrics.DEFINITIONS}
+    names = {name + end: name for name, kind in types.items() for end in ("_bucket", "_count", "_sum") if kind == "histogram"}
+    names |= {name: name for name, kind in types.items() if kind != "histogram"}
     expressions = [query.expression for query in QUERIES]
     rules = [re.search(r"expr: \|-\n((?: {10}.*\n)+)", file.read_text(encoding="utf-8")) for file in ALERTS]
     expressions += [rule[1] for rule in rules if rule]
@@ -218,7 +223,7 @@ def test_every_metric_is_looked_at_and_every_query_is_about_one_that_there_is() 
     shown = used | set().union(*(metrics_in(query) for page in RUNBOOKS for query in blocks(page, "promql")))
     assert len(expressions) == len(QUERIES) + len(ALERTS)
     assert shown - set(names) - FOREIGN == set()
-    assert {each.prometheus_name for each in DEFINITIONS} - {names[name].prometheus_name for name in used & set(names)} == set(UNUSED)
+    assert set(types) - {names[name] for name in used & set(names)} == set(UNUSED)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import itertools
 import json
 import threading
 from contextlib import suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from kube.operators import SERVICE_LABELS
 from kube.pods import Pods
 
 if TYPE_CHECKING:
-    from datetime import datetime
     from pathlib import Path
 
     from kube.apiserver import ApiServer
@@ -33,10 +33,11 @@ class _Pages(BaseHTTPRequestHandler):
 
     server: _Server
 
-    def do_GET(self) -> None:  # noqa: N802 - its name
+    def do_GET(self) -> None:
         """Answer /keyring."""
         pod = self.server.pod
-        body = json.dumps({"sources": pod.report()}).encode() if pod.is_answering else b"{}"
+        report = {"sources": pod.report(), "matches_read_at": datetime.now(UTC).isoformat()} if pod.is_answering else {}
+        body = json.dumps(report).encode()
         self.send_response(200 if pod.is_answering and self.path == "/keyring" else 503)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -276,6 +276,21 @@ def test_a_previous_key_is_retired_when_its_overlap_is_over_and_it_is_quiet(
         assert decision.waits.reason == reason
 
 
+def test_a_pod_that_does_not_know_of_matches_proves_no_quiet() -> None:
+    """One that has only just started, or whose database is away, cannot tell that nobody uses a key; at its not_after it goes all the same."""
+    keyring = ring(current("two", age=2 * DAY), previous("one", age=2 * DAY))
+    told = reports(keyring)
+    mixed = (told[0], replace(told[1], knows_matches=False))
+    held = Scene(REF, keyring, {"input_secret": "two", "reports": mixed}).decide()
+    assert held.keyring is keyring
+    assert held.waits is not None
+    assert held.waits.reason == "Retiring"
+    later = Scene(REF, keyring, {"input_secret": "two", "reports": mixed, "now": NOW + 5 * DAY}).decide()
+    assert shown(later.keyring) == [("current", "two")]
+    urls, _ = url_rings()
+    assert Scene(URL, urls, {"reports": tuple(replace(each, knows_matches=False) for each in reports(urls))}).decide().keyring is urls
+
+
 def test_it_is_known_when_to_look_again() -> None:
     """The nearest of: the overlap, the quiet period, the end of a previous key, the next rotation."""
     keyring = ring(current("two", age=HOUR), previous("one", age=HOUR))

@@ -1,0 +1,37 @@
+# Sourced by what wants the cluster test on a machine without Docker: with_cluster FOLDER COMMAND…
+#
+# FOLDER holds a cluster that is built and started by its own apt.sh, build.sh, images.sh, up.sh and taken down by down.sh; env.sh tells
+# how to reach it. However COMMAND ends, and also when this shell is interrupted, nothing of the cluster is left.
+
+_cluster_base() { # a bare Debian with Python has no venv: the same with it, for building only
+    local context
+    context=$(mktemp -d)
+    printf 'FROM e2e.local/python:1\nRUN apt-get update -qq && apt-get install -qq -y --no-install-recommends python3-venv >/dev/null && rm -rf /var/lib/apt/lists/*\n' >"$context/Dockerfile"
+    buildah build -q --layers --isolation chroot --network host -t e2e.local/python-venv:1 "$context" >/dev/null 2>&1
+    rm -r "$context"
+}
+
+with_cluster() (
+    set -euo pipefail
+    folder=$(cd "$1" && pwd)
+    shift
+    log=${TMPDIR:-/tmp}/cluster-build.log
+    began=$SECONDS
+    { "$folder/apt.sh" && "$folder/build.sh" && "$folder/images.sh" && _cluster_base; } >"$log" 2>&1 || { tail -20 "$log"; return 1; }
+    echo "cluster built after $((SECONDS - began)) s"
+    . "$folder/env.sh"
+    trap '"$folder/down.sh" >>"$log" 2>&1' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    "$folder/up.sh"
+    # The machine's own settings for pip and its certificates hold in a build too.
+    build="buildah build --layers --isolation chroot --network host"
+    for file in /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do [ -e "$file" ] && build+=" -v $file:$file:ro"; done
+    build+=" --build-arg PYTHON_IMAGE=e2e.local/python:1 --build-arg BUILD_IMAGE=e2e.local/python-venv:1 --build-arg BASE_IMAGE=e2e.local/python:1"
+    export PATH=$K8S_BIN:$PATH
+    export E2E_BUILD=$build E2E_POSTGRES_IMAGE=e2e.local/postgres:1 E2E_INGRESS=$NODE_IP:30080
+    export E2E_ENTER="nsenter --net=/run/netns/$K8S_NS --"
+    export E2E_LOAD_IMAGE="${CTR:-ctr} -a $CTR_SOCK -n k8s.io images import"
+    "$@" &
+    wait $!
+)
