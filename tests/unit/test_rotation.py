@@ -277,7 +277,7 @@ def test_a_previous_key_is_retired_when_its_overlap_is_over_and_it_is_quiet(
 
 
 def test_a_pod_that_does_not_know_of_matches_proves_no_quiet() -> None:
-    """One that has only just started, or whose database is away, cannot tell that nobody uses a key; at its not_after it goes all the same."""
+    """One that has just started, or whose database is away, cannot tell whether a key is used; at its not_after it goes all the same."""
     keyring = ring(current("two", age=2 * DAY), previous("one", age=2 * DAY))
     told = reports(keyring)
     mixed = (told[0], replace(told[1], knows_matches=False))
