@@ -41,6 +41,8 @@ def pytest_report_header() -> str:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let the tests reach all addresses of this machine: a pod has one of its own."""
     item.add_marker(pytest.mark.allow_hosts(["127.0.0.0/8", "::1", "localhost"]))
+    # What the proxy cut is left to the garbage collector, which warns in whatever test runs by then.
+    item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,6 @@ STATUSES: dict[str, dict[str, Any]] = {
         "job": "amo-migrate-0123456789ab",
         "tries": 2,
         "nextTry": "2026-11-22T22:00:10Z",
-        "failedReason": "MigrationFailed",
         "blockers": [{"pid": 1, "state": "idle in transaction", "ageSeconds": 12, "query": "0123456789ab"}],
         "lastError": "42P01: relation does not exist",
     },
