@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MATCHES_AGE = timedelta(minutes=3)
 """Pods read each minute what matched in the others. Who has not for so long does not know whether a key is quiet."""
 
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
 
 @dataclass
 class Fleet:
@@ -23,7 +25,7 @@ class Fleet:
     _kube: Kube
     pods: list[PodSeen] = field(default_factory=list)
     is_steady: bool = False
-    _now: datetime = datetime.min.replace(tzinfo=UTC)
+    _now: datetime = LONG_AGO
     _answers: dict[str, dict[str, Any] | str] = field(default_factory=dict)
     _before: set[str] = field(default_factory=set)
 

@@ -14,7 +14,7 @@ import kopf
 from amo_operator.config import Config
 from amo_operator.kube import RESOURCES, Kube
 from amo_operator.metrics import Metrics
-from amo_operator.pages import WATCH_SECONDS, Pulse, serve
+from amo_operator.pages import Pulse, serve
 from amo_operator.reconcile import Reconciler
 from amo_operator.spec import GROUP, VERSION
 from amo_operator.telemetry import Tracing
@@ -31,11 +31,11 @@ class Operator:
     """One operator: what is wired at start, the task of the clock, and what wakes it earlier."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self.config = config
         self._wake = asyncio.Event()
         self._metrics = Metrics()
         self._tracing = Tracing()
-        self._pulse = Pulse()
+        self._pulse = Pulse(config.watch_seconds)
         self._clock: asyncio.Task[None] | None = None
         self._kube: Kube | None = None
         self._pages: web.AppRunner | None = None
@@ -47,20 +47,21 @@ class Operator:
 
     async def start(self) -> None:
         """Begin to compare, and to serve the two pages."""
-        self._kube = Kube(self._config)
-        reconciler = Reconciler(self._kube, self._config, self._metrics, self._tracing)
-        self._pages = await serve(self._config, self._pulse, self._metrics)
+        self._kube = Kube(self.config)
+        reconciler = Reconciler(self._kube, self.config, self._metrics, self._tracing)
+        self._pages = await serve(self.config, self._pulse, self._metrics)
         self._clock = asyncio.create_task(self._tick(reconciler), name="clock")
 
     async def _tick(self, reconciler: Reconciler) -> None:
         while True:
             self._wake.clear()
+            begun = self._pulse.round_begins()
             try:
-                self._pulse.round_ended(await reconciler.round())
+                self._pulse.round_ended(begun, await reconciler.round())
             except Exception as error:  # noqa: BLE001 - the API server may be away for a while
                 log.warning("Nothing could be compared: %s", describe(error))
             try:
-                async with asyncio.timeout(self._config.interval_seconds):
+                async with asyncio.timeout(self.config.interval_seconds):
                     await self._wake.wait()
             except TimeoutError:
                 continue
@@ -92,8 +93,8 @@ def registry(operator: Operator) -> kopf.OperatorRegistry:
         settings.posting.enabled = False
         settings.scanning.disabled = True
         settings.persistence.finalizer = f"{GROUP}/none"
-        settings.watching.server_timeout = WATCH_SECONDS
-        settings.watching.client_timeout = WATCH_SECONDS + 10
+        settings.watching.server_timeout = operator.config.watch_seconds
+        settings.watching.client_timeout = operator.config.watch_seconds + 10
         settings.networking.request_timeout = 30
         await operator.start()
 

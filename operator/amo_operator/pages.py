@@ -15,41 +15,46 @@ if TYPE_CHECKING:
 
 ROUND_SECONDS = 60.0
 """Alive is who compared everything within this time …"""
-WATCH_SECONDS = 60
-"""How long one watch lasts: kopf lists everything anew when it begins the next, and each object is an event then."""
-SILENCE_SECONDS = 3 * WATCH_SECONDS
-"""… and whose watches brought an event of each kind that has objects within this one."""
+SILENT_WATCHES = 3
+"""… and whose watches told within the time of so many watches of each change that a list has shown. A watch of what does not change is
+silent for ever, and none the worse for it."""
 
 
 class Pulse:
     """When the clock and the watches were last seen to work; seconds of a monotonic clock."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, watch_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._round = self._begun = clock()
-        self._seen: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+        self._most_silence = SILENT_WATCHES * watch_seconds
+        self._begun = self._ended = clock()
+        self._versions: dict[str, frozenset[str]] = {}
+        self._told: dict[str, float] = {}
+        self._untold: dict[str, float] = {}
 
     def event(self, kind: str) -> None:
         """Note an event of a watch."""
-        self._seen[kind] = self._clock()
+        self._told[kind] = self._clock()
+        self._untold.pop(kind, None)
 
-    def round_ended(self, counts: dict[str, int]) -> None:
-        """Note that everything was compared, and how many objects of each kind there are."""
-        for kind, count in counts.items():
-            if count and not self._counts.get(kind):
-                self._seen[kind] = self._clock()  # it has only just appeared
-        self._round, self._counts = self._clock(), counts
+    def round_begins(self) -> float:
+        """Return the time to hand over when the round has ended."""
+        return self._clock()
+
+    def round_ended(self, begun: float, versions: dict[str, frozenset[str]]) -> None:
+        """Note that everything was compared, and which versions of each kind there are."""
+        for kind, present in versions.items():
+            is_changed = present != self._versions.get(kind, frozenset())
+            # A change that this list shows and the one before did not is younger than that one, and so is its event.
+            if is_changed and self._told.get(kind, float("-inf")) < self._begun:
+                self._untold.setdefault(kind, self._clock())
+        self._begun, self._ended, self._versions = begun, self._clock(), versions
 
     def obstacles(self) -> list[str]:
         """Return why this process should be started anew; empty when it works."""
         now = self._clock()
-        found = [] if now - self._round <= ROUND_SECONDS else [f"nothing was compared for {now - self._round:.0f} s"]
-        for kind, count in self._counts.items():
-            silence = now - self._seen.get(kind, self._begun)
-            if count and silence > SILENCE_SECONDS:
-                found.append(f"the watch of {kind} brought nothing for {silence:.0f} s")
-        return found
+        found = [] if now - self._ended <= ROUND_SECONDS else [f"nothing was compared for {now - self._ended:.0f} s"]
+        late = {kind: now - since for kind, since in self._untold.items() if now - since > self._most_silence}
+        return found + [f"the watch of {kind} has not told of a change for {seconds:.0f} s" for kind, seconds in late.items()]
 
 
 async def serve(config: Config, pulse: Pulse, metrics: Metrics) -> web.AppRunner:

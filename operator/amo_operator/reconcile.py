@@ -50,8 +50,8 @@ class Reconciler:
         self._integrations = Integrations(kube, config, metrics, tracing)
         self._migrations = SchemaMigrations(kube, config, tracing)
 
-    async def round(self) -> dict[str, int]:
-        """Compare everything once; return how many objects of each kind there are.
+    async def round(self) -> dict[str, frozenset[str]]:
+        """Compare everything once; return the versions of the objects of each kind.
 
         An object's own trouble is shown on it and does not hold up the others; without the lists themselves nothing can be done.
         """
@@ -65,7 +65,7 @@ class Reconciler:
         await self._integrations.revoke_orphans({resource["metadata"]["name"] for resource in found["AmoIntegration"]})
         present = {(kind, resource["metadata"]["name"]) for kind, resources in found.items() for resource in resources}
         self._metrics.round_ended(self._clock(), present)
-        return {kind: len(resources) for kind, resources in found.items()}
+        return {kind: frozenset(resource["metadata"]["resourceVersion"] for resource in resources) for kind, resources in found.items()}
 
     async def _one(self, kind: str, resource: dict[str, Any]) -> None:
         name = resource["metadata"]["name"]

@@ -22,8 +22,8 @@ SERVICE_LABELS = {"app.kubernetes.io/name": "amo-webhooks", "app.kubernetes.io/c
 ROW = re.compile(r"\|(?P<group>[^|]*)\|(?P<resources>[^|]*)\|(?P<verbs>[^|]*)\|(?P<names>[^|]*)\|(?P<why>[^|]+)\|")
 
 
-def documented_rules(secrets: Sequence[str]) -> list[dict[str, Any]]:
-    """Read the Role out of the README's table, for these names of Secrets."""
+def documented_rules(secrets: Sequence[str], inputs: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Read the Role out of the README's table, for these names of Secrets that it writes and of those that it only reads."""
     table = README.read_text(encoding="utf-8").split("<!-- rbac -->")[1].split("<!-- /rbac -->")[0]
     rules = []
     for line in table.strip().splitlines()[2:]:
@@ -35,7 +35,7 @@ def documented_rules(secrets: Sequence[str]) -> list[dict[str, Any]]:
             "verbs": row["verbs"].strip().split(", "),
         }
         if row["names"].strip():
-            rule["resourceNames"] = list(secrets)
+            rule["resourceNames"] = [*secrets, *(inputs if "inputs" in row["names"] else ())]
         rules.append(rule)
     assert rules, "no rules"
     return rules

@@ -241,6 +241,9 @@ class Proxy:
                 for watch in self._watches.values():
                     watch.cut()
         finally:
+            for connection in runner.server.connections if runner.server else ():
+                if connection.transport is not None:
+                    connection.transport.abort()  # to close it would wait for the other side's goodbye, and nobody waits here
             await runner.cleanup()
 
     def _fault_for(self, access: Access | None) -> Fault | None:

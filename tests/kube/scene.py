@@ -185,4 +185,3 @@ class Scene:
         stood = "\n".join(json.dumps({"name": each["metadata"]["name"], "status": each.get("status")}, indent=1) for each in objects)
         logs = "\n".join(f"--- {operator.log_path}\n{operator.log}" for operator in self.operators)
         raise AssertionError(f"it did not come to hold within {timeout_s} s\n{stood}\n{logs}")
-

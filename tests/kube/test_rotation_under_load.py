@@ -37,7 +37,7 @@ LAST_ROUND = "amo_operator_last_round_seconds"
 PATIENCE_S = 60.0
 LATEST_CRASH_S = 7.0
 """After a request, squared by chance: most of what an operator does it does at once."""
-QUICK_S, SLOW_S = 0.0, 1.0
+QUICK_S, SLOW_S = 0.0, 3.0
 """When senders have new credentials: at once, so every pod must know them; after the overlap, so only being used keeps the old ones."""
 BRISK = {"overlap": "1s", "quietPeriod": "1s"}
 SECRETS = [KEYRING, "ours-credentials", "crm-credentials", "crm-input"]
@@ -109,7 +109,7 @@ class Stand:
         """Return a sender of ours with a pod of its own."""
         pod = f"sender-{int(delay_s)}"
         self._kubelet.pods.add(pod, {"app": "sender"})
-        return Credentials(self._kubelet.mount(f"{name}-credentials", pod, delay_s=delay_s), read_s=delay_s / 2)
+        return Credentials(self._kubelet.mount(f"{name}-credentials", pod, delay_s=delay_s), read_s=delay_s / 10)
 
     def end(self) -> None:
         """End the services, with their logs."""

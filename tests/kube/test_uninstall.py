@@ -48,7 +48,7 @@ def test_custom_resources_are_deleted_without_the_operator(scene: Scene) -> None
     scene.delete("schema", "SchemaMigration")
     assert scene.get("crm") == scene.get("schema", "SchemaMigration") == {}
     gone = {path.split("/")[-2] + "/" + path.split("/")[-1].split("-")[0] for path in collect_garbage(scene.server, scene.namespace)}
-    assert gone == {"secrets/crm", "jobs/amo", "pods/amo"}
+    assert gone - {"pods/amo"} == {"secrets/crm", "jobs/amo"}, "the Job's pod may have gone before, with its kubelet"
     assert scene.secret("crm-credentials") == {}
     assert KEYRING in {each.metadata["name"] for each in stored(scene.server, scene.namespace)}
     assert accepted

@@ -302,6 +302,26 @@ def test_it_is_known_when_to_look_again() -> None:
     assert Scene(GENERATED, keyring, {"reports": None}).decide().wake_at == NOW + 5 * DAY
 
 
+def test_the_latest_match_counts_whichever_pod_saw_it() -> None:
+    """One pod may have seen nothing for days."""
+    keyring = ring(current("two", age=2 * DAY), previous("one", age=2 * DAY))
+    seen = reports(keyring, "a", matched={"one": NOW - DAY}) + reports(keyring, "b", matched={"one": NOW})
+    assert Scene(REF, keyring, {"input_secret": "two", "reports": seen}).decide().keyring is keyring
+
+
+def test_a_person_is_asked_to_switch_a_sender_that_goes_on_with_the_previous_key() -> None:
+    """Not before it used it after it was told, and no longer once it uses the current one."""
+    keyring = ring(current("two", age=HOUR), previous("one", age=HOUR))
+
+    def action(**matched: datetime) -> str | None:
+        return Scene(REF, keyring, {"input_secret": "two", "reports": reports(keyring, matched=matched)}).decide().action
+
+    assert action(one=NOW - 2 * HOUR) is action(one=NOW - HOUR / 2, two=NOW) is None
+    asked = action(one=NOW)
+    assert asked is not None
+    assert fingerprint("two") in asked
+
+
 # --- URL keys
 
 
@@ -343,6 +363,13 @@ def test_a_url_that_is_used_for_the_first_time_late_is_held_again() -> None:
     assert reasons(decision) == ["OverlapHeld"]
     assert decision.keyring is not None
     assert decision.keyring.of("url_key", "previous")[0].not_after is None
+
+
+def test_a_pod_that_does_not_answer_may_have_seen_the_new_url_in_use() -> None:
+    """Nothing is held before all have been asked."""
+    _, keyring = url_rings()
+    answered = reports(keyring, "a", matched={"one": NOW}) + reports(keyring, "b", problem="it does not answer")
+    assert Scene(URL, keyring, {"reports": answered}).decide().keyring is keyring
 
 
 def test_without_accounts_the_person_is_asked_for_them() -> None:
