@@ -265,8 +265,9 @@ def test_one_trace_from_the_reconcile_to_the_sql(cluster: Cluster, images: Calla
     cluster.wait_for("Migrated")
 
     def spans() -> dict[str, Any]:
-        return {f"{span.name} {span.span_id.hex()}" if span.name == "SELECT" else span.name: span for received in list(sink.received) for resource in received.export.resource_spans
-                for scope in resource.scope_spans for span in scope.spans}  # fmt: skip
+        resources = [each for received in list(sink.received) for each in received.export.resource_spans]
+        found = [span for resource in resources for scope in resource.scope_spans for span in scope.spans]
+        return {f"{span.name} {span.span_id.hex()}" if span.name == "SELECT" else span.name: span for span in found}
 
     assert wait_until(lambda: {"migrate 0901", "create jobs"} <= set(spans()), PATIENCE_SECONDS), sorted(spans())
     found = spans()
