@@ -80,7 +80,7 @@ class Service:
             self.watch.add(directory.revision, lambda: self._reload_keyring(directory))
         if settings.mapping_file:
             self.watch.add(settings.mapping_file, self._reload_mapping)
-        url = settings.db_url.get_secret_value()
+        url = settings.pooled_url
         self.engine = create_engine(url, settings.db_pool_size)
         self.telemetry = set_up(span_attributes(url))
         self.push = set_up_push(self.metrics)

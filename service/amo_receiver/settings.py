@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,6 +23,7 @@ SHORTEST_SECRET_CHARS = 16
 FEWEST_DISTINCT_CHARS = 8
 PLACEHOLDERS = frozenset({"changeme", "placeholder", "replaceme", "testsecret", "testtoken", "todo"})
 PLACEHOLDER_SHAPE = re.compile(r"your[_-].*|<.*>|\{.*\}|x{3,}|\*{3,}|\.{3,}", re.IGNORECASE)
+SERVER_PARAMETERS = {"host", "port", "target_session_attrs"}
 URL_SEGMENT = re.compile(r"[!$&-.0-;=@-Z_a-z~]+")
 
 
@@ -55,6 +56,11 @@ class Settings(BaseSettings):
     amocrm_account_id: str = _setting("", "The one account that AMOCRM_WEBHOOK_TOKEN is for; empty means any account.", max_length=255)
     amocrm_keyring_dir: Path | None = _setting(None, "Folder with a keyring file per source, read again within 2 s of a change.")
     db_url: SecretStr = _setting(NO_SECRET, "Database, as a plain postgresql:// URL; may lead through a pooler.")
+    db_pooler: str = _setting(
+        "",
+        "Pooler as host:port, which takes the place of DB_URL's host, port and TLS.",
+        pattern=r"^$|^(\[[0-9A-Fa-f:.]+\]|[^\s:/@?#\[\]]+):[0-9]{1,5}$",
+    )
     db_direct_url: SecretStr = Field(
         default_factory=lambda known: known["db_url"],
         description="Database without a pooler in between, for migrations.",
@@ -103,6 +109,25 @@ class Settings(BaseSettings):
     notify_interval_seconds: int = _setting(
         900, "Shortest time between two notifications of one kind; what comes in between is counted.", ge=1, le=86_400
     )
+
+    @property
+    def pooled_url(self) -> str:
+        """Return the URL that serving connects to: DB_URL, led through DB_POOLER where there is one."""
+        return through_pooler(self.db_url.get_secret_value(), self.db_pooler)
+
+
+def through_pooler(url: str, pooler: str) -> str:
+    """Return the URL with the pooler (``host:port``) in place of its server; ``sslmode`` and its kind are the pooler's business then."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # what is wrong with it is said where it is used
+    if not pooler or not url:
+        return url
+    user, at, _ = parts.netloc.rpartition("@")
+    query = [(name, value) for name, value in parse_qsl(parts.query) if not name.startswith("ssl") and name not in SERVER_PARAMETERS]
+    kept = urlencode([*query, ("sslmode", "disable")], quote_via=quote)
+    return parts._replace(netloc=f"{user}{at}{pooler}", query=kept).geturl()
 
 
 def load_settings(dev: bool = False, **overrides: Any) -> Settings:

@@ -8,10 +8,11 @@ import os
 import shlex
 import subprocess
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 POLL_S = 0.5
@@ -29,6 +30,21 @@ async def query(engine):
         return [list(row) for row in await connection.execute(text(sys.argv[1]))]
 
 print(json.dumps(ask(query), default=str))
+"""
+
+
+HOLD = """
+import asyncio, sys
+from sqlalchemy import text
+from amo_receiver.commands.database import ask
+
+async def hold(engine):
+    async with engine.begin() as connection:
+        await connection.execute(text(sys.argv[1]))
+        print("held", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+ask(hold)
 """
 
 
@@ -92,6 +108,20 @@ class Cluster:
         printed = self.kubectl("exec", pod, "-c", "service", "--", "python3", "-c", QUERY, statement)
         rows: list[list[Any]] = json.loads(printed.splitlines()[-1])
         return rows
+
+    @contextmanager
+    def transaction(self, statement: str) -> Iterator[None]:
+        """Keep a transaction open in the database while the block runs."""
+        pod = self.ready_pod("service")
+        command = [*ENTER, "kubectl", "-n", self.namespace, "exec", "-i", pod, "-c", "service", "--", "python3", "-c", HOLD, statement]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdin, "a pipe"
+            assert holder.stdout, "a pipe"
+            try:
+                assert holder.stdout.readline() == "held\n", "the transaction does not begin"
+                yield
+            finally:
+                holder.stdin.close()
 
     def ready_pod(self, component: str) -> str:
         """Return the name of a pod that is ready."""

@@ -6,8 +6,8 @@
 _cluster_base() { # a bare Debian with Python has no venv: the same with it, for building only
     local context
     context=$(mktemp -d)
-    printf 'FROM e2e.local/python:1\nRUN apt-get update -qq && apt-get install -qq -y --no-install-recommends python3-venv >/dev/null && rm -rf /var/lib/apt/lists/*\n' >"$context/Dockerfile"
-    buildah build -q --layers --isolation chroot --network host -t e2e.local/python-venv:1 "$context" >/dev/null 2>&1
+    printf 'FROM e2e.local/python:1\nRUN apt-get update -qq && apt-get install -qq -y --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/*\n' >"$context/Dockerfile"
+    buildah build -q --layers --isolation chroot --network host -t e2e.local/python-venv:1 "$context"
     rm -r "$context"
 }
 

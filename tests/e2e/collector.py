@@ -46,11 +46,20 @@ class Pages(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = b"".join(self._chunks())
         if self.path == "/v1/traces":
             body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
             spans.extend(_read(ExportTraceServiceRequest.FromString(body)))
         self._answer(b"", "application/x-protobuf")
+
+    def _chunks(self) -> Iterator[bytes]:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            yield self.rfile.read(int(self.headers["Content-Length"]))
+            return
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
 
     def do_GET(self) -> None:
         self._answer(json.dumps(list(spans)).encode(), "application/json")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from e2e import images
+from e2e.sender import FORM
 from e2e.traffic import Traffic
 from factories import ACCOUNT
 
@@ -71,9 +72,9 @@ class Stand:
         return self.cluster.helm(*arguments, check=check)
 
     def _values(self, tag: str) -> list[str]:
-        chosen = ["--values", str(VALUES), "--set", f"image.tag={tag}"]
+        chosen = ["--values", str(VALUES), "--set-string", f"image.tag={tag}"]
         name, _, version = images.POSTGRES.rpartition(":")
-        bundled = ["--set", f"postgres.image.repository={name}", "--set", f"postgres.image.tag={version}"] if name else []
+        bundled = ["--set", f"postgres.image.repository={name}", "--set-string", f"postgres.image.tag={version}"] if name else []
         return [*chosen, *bundled]
 
     # Keys
@@ -141,11 +142,26 @@ class Stand:
     def _service_pods(self) -> list[dict[str, Any]]:
         return self.cluster.items("pods", "-l", "app.kubernetes.io/component=service")
 
-    def spans(self) -> list[dict[str, Any]]:
-        """Return what the collector has."""
+    def form(self) -> tuple[str, dict[str, str]]:
+        """Return path and headers of a delivery as amoCRM sends it."""
+        return self._known[f"url.{ACCOUNT}"], {"Content-Type": FORM, "User-Agent": "amoCRM-Webhooks/3.0"}
+
+    # Spans
+
+    def spans(self, name: str = "", *, trace: str = "", origin: list[str] | None = None) -> list[dict[str, Any]]:
+        """Return what the collector has: of a name, in a trace, or linked with another span."""
         path = "/api/v1/namespaces/e2e-ingress/services/collector:4318/proxy/spans"
         found: list[dict[str, Any]] = json.loads(self.cluster.run("kubectl", "get", "--raw", path))
-        return found
+        return [
+            each
+            for each in found
+            if (not name or each["name"] == name) and (not trace or each["trace"] == trace) and (origin is None or origin in each["links"])
+        ]
+
+    def span(self, name: str, *, trace: str = "", origin: list[str] | None = None) -> dict[str, Any]:
+        """Wait for such a span, and return the last one."""
+        self.cluster.until(lambda: self.spans(name, trace=trace, origin=origin), f"a span {name!r}")
+        return self.spans(name, trace=trace, origin=origin)[-1]
 
     def require(self, window: Window, *, only: tuple[int, ...] = ()) -> None:
         """Fail if something acknowledged is lost or applied twice, or if there were other bad answers than these."""

@@ -28,7 +28,7 @@ LATE_S = 2.0
 """What is under way when a window closes is answered within this time, or it counts in no window but in the last line."""
 STORED = f"""
     SELECT e.entity_id, count(*), count(*) FILTER (WHERE e.state <> 'processed'),
-           bool_and(e.entity NOT IN ('leads', 'contacts')
+           bool_and(e.effect IS DISTINCT FROM 'applied'
                     OR EXISTS (SELECT FROM leads l WHERE l.account_id = e.account_id AND l.id = e.entity_id::bigint)
                     OR EXISTS (SELECT FROM contacts c WHERE c.account_id = e.account_id AND c.id = e.entity_id::bigint))
     FROM events e WHERE e.account_id = '{ACCOUNT}' AND e.entity_id BETWEEN '{FIRST}' AND '1999999999' AND length(e.entity_id) = 10

@@ -22,12 +22,15 @@ from amo_receiver.amocrm.keyring_file import parse_source
 
 if TYPE_CHECKING:
     from amo_operator.evidence import Decision
+    from amo_operator.keyring import Key
     from amo_receiver.amocrm.keyring import Source
 
 HOUR = timedelta(hours=1)
 DAY = 24 * HOUR
 READS_EVERY = 6 * HOUR
 """How long a sender of ours may go on with what it has read of the credentials."""
+NOT_YET = 2**63
+"""The generation of a document that has not been written."""
 LEAST_OVERLAP = 12 * HOUR
 """The overlap, less what the operator's clock may be wrong at both ends of it (6 h each)."""
 
@@ -80,10 +83,11 @@ class Cluster(RuleBasedStateMachine):
         self.signers: dict[KeyKind, Signer] = {"client_secret": Signer(), "url_key": Signer()}
         self.births: dict[str, int] = {}
         self.unproved: set[str] = set()
-        self.published: set[str] = set()
+        self.published: dict[str, Key] = {}
         self.gone: set[str] = set()
         self.highest = 0
         self.made: list[str] = []
+        self.clicked: list[str] = []
         self.stale: tuple[Observed, int] | None = None
         self.last: Decision | None = None
 
@@ -179,8 +183,8 @@ class Cluster(RuleBasedStateMachine):
         for key in keyring.keys:
             was = next((each for each in before.keys if each.secret == key.secret), None) if before else None
             # Pods that do not hear of it refuse it at the old time; those that have seen it lost and back must see it again.
-            is_back = key.secret in self.births and key.secret not in self.published
-            if is_back or (was and was.not_after and not key.not_after):
+            had = self.published.get(key.secret)
+            if key.secret in self.births and (had is None or (had.not_after and not key.not_after)):
                 self.births[key.secret] = keyring.generation
                 self.unproved.add(key.secret)
             self.births.setdefault(key.secret, keyring.generation)
@@ -192,7 +196,7 @@ class Cluster(RuleBasedStateMachine):
                 assert is_over or left.fingerprint in {each.fingerprint for each in self.status_retired}, (
                     "G3: not before the overlap is over"
                 )
-        self.published = {key.secret for key in keyring.keys}
+        self.published = {key.secret: key for key in keyring.keys}
         self.backups.append(write_keyring(keyring))
         self.document, self.version = self.backups[-1], self.version + 1
 
@@ -305,15 +309,20 @@ class Cluster(RuleBasedStateMachine):
         """Cut amoCRM over at once with the click; then let the person write, sometimes the wrong thing."""
         signer = self.signers["client_secret"]
         if does == "click" or signer.secret is None:
-            self.signers["client_secret"] = Signer(self.secret())
+            self.clicked.append(self.secret())
+            self.signers["client_secret"] = Signer(self.clicked[-1])
         elif does == "write":
             self.input, self.wrong_since = signer.secret + "\n", None
             signer.is_promised = fingerprint(signer.secret) not in self.gone | self.wanted.revoke
+            if signer.secret in self.published and self.published[signer.secret].not_after:
+                self.births[signer.secret] = NOT_YET
         else:
-            others = [secret for secret in self.made if secret != signer.secret and does == "back"]
+            others = [secret for secret in self.clicked if secret != signer.secret and does == "back"]
             self.input = None if does == "delete" else data.draw(st.sampled_from(others)) if others else self.secret()
             if does != "delete":
                 self.wrong_since = self.wrong_since or self.now
+                # Nobody knows the secret any more if it stood only in a keyring that was lost.
+                signer.is_promised &= self.held is not None and self.held.generation == self.highest
 
     # --- the resource
 
@@ -366,6 +375,8 @@ class Cluster(RuleBasedStateMachine):
     @rule(hours=st.sampled_from([0.01, 1, 6, 23, 30, 24 * 8, 24 * 31]))
     def time_passes(self, hours: float) -> None:
         self.stale, end = None, self.now + hours * HOUR
+        if self.wanted.client_secret == "generate" and "client_secret" not in (self.credentials or {}):
+            self.signers["client_secret"].is_promised = False  # it cannot be told until the operator is back
         while self.now < end:
             self.now = min(end, self.now + READS_EVERY)
             self.sender_reads()

@@ -158,7 +158,7 @@ def test_any_termination_message_can_be_read(text: str) -> None:
 JOBS = st.one_of(
     st.none(),
     st.sampled_from([Job("j"), Job("j", "ending"), Job("j", "complete"), Job("j", "failed", "OOM")]),
-    st.sampled_from(["Upgraded", "Unchanged", "SchemaIsLater", "Failed", "Incompatible", "Blocked"]).map(lambda outcome: failed(outcome)),
+    st.sampled_from(["Upgraded", "Unchanged", "SchemaIsLater", "Failed", "Incompatible", "Blocked"]).map(failed),
 )
 
 

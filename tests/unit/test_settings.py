@@ -97,6 +97,32 @@ def test_migrations_use_the_database_s_url_unless_they_have_their_own(monkeypatc
     assert load_settings(db_direct_url="postgresql://d/y").db_direct_url.get_secret_value() == "postgresql://d/y"
 
 
+@pytest.mark.parametrize(
+    ("url", "pooled"),
+    [
+        (URL, "postgresql://amo:pw@pool:6432/amo?sslmode=disable"),
+        ("postgresql://a:b%40c@db/d?sslmode=verify-full&sslrootcert=/ca.pem", "postgresql://a:b%40c@pool:6432/d?sslmode=disable"),
+        ("postgresql://a@one,two:5433/d?target_session_attrs=any", "postgresql://a@pool:6432/d?sslmode=disable"),
+        ("postgresql:///d?host=/run&application_name=x%20y", "postgresql://pool:6432/d?application_name=x%20y&sslmode=disable"),
+        ("postgresql://[broken/d", "postgresql://[broken/d"),
+        ("", ""),
+    ],
+)
+def test_a_pooler_takes_the_server_s_place(url: str, pooled: str) -> None:
+    """User, password, database and the other parameters stay; migrations still go to the server itself."""
+    settings = load_settings(db_url=url, db_pooler="pool:6432")
+    assert (settings.pooled_url, settings.db_direct_url.get_secret_value()) == (pooled, url)
+    assert load_settings(db_url=url).pooled_url == url
+
+
+@pytest.mark.parametrize("pooler", ["pool", "pool:", "pool:a", ":6432", "a@pool:6432", "pool:6432/d", "[::1:6432", "pool:6432\n"])
+def test_a_pooler_is_a_host_and_a_port(pooler: str) -> None:
+    """Anything else would lead somewhere else."""
+    with pytest.raises(ConfigurationError, match="DB_POOLER"):
+        load_settings(db_url=URL, db_pooler=pooler)
+    assert load_settings(db_url=URL, db_pooler="[::1]:6432").pooled_url == "postgresql://amo:pw@[::1]:6432/amo?sslmode=disable"
+
+
 def test_a_level_may_be_written_in_small_letters() -> None:
     """LOG_LEVEL=debug is DEBUG."""
     assert load_settings(log_level="debug").log_level == "DEBUG"

@@ -40,7 +40,7 @@ def ask(work: Callable[[AsyncEngine], Awaitable[Result]]) -> Result:
 
     :raises CommandError: the database is out of reach or refuses.
     """
-    url = load_settings().db_url.get_secret_value()
+    url = load_settings().pooled_url
     if not url:
         raise ConfigurationError("DB_URL is not set: it names the database, as postgresql://user:password@host:5432/name.")
     try:

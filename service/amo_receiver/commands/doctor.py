@@ -187,7 +187,7 @@ def _key_finding(part: str, key: dict[str, Any], now: datetime) -> Finding:
 
 async def database_findings(settings: Settings) -> AsyncIterator[Finding]:
     """Judge what DB_URL leads to: reachable, new enough, durable, pooled, with a schema that fits."""
-    url = settings.db_url.get_secret_value()
+    url = settings.pooled_url
     try:
         engine = _engine("DB_URL", url)
     except ConfigurationError as error:
