@@ -73,7 +73,7 @@ class Integrations:
             await self._nudge(fleet, name, keyring, version)
             if wanted.rotate_every:
                 await self._tell_senders(resource, credentials(keyring, is_generated=spec.client_secret is not None), told)
-        status = integration_status(wanted, name, decision, observed)
+        status = integration_status(wanted, name, decision, observed, before)
         self._metrics.keys(name, key_times(wanted, decision, observed))
         return status, standing_of(wanted, decision, observed)
 
@@ -109,7 +109,8 @@ class Integrations:
         if not texts or (seen is not None and seen.texts == texts):
             return
         name = resource["metadata"]["name"] + CREDENTIALS_SUFFIX
-        manifest = secret(name, self._config.instance, texts, ownerReferences=[owner(resource)])
+        version = {"resourceVersion": seen.version} if seen else {}
+        manifest = secret(name, self._config.instance, texts, ownerReferences=[owner(resource)], **version)
         with self._tracing.change("patch secrets"):
             await self._kube.apply_secret(manifest, FIELD_MANAGER)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amo_operator.keyring import KeyKind, Keyring
     from amo_operator.spec import AmoIntegrationSpec
 
-MOST_PODS, MOST_GONE, MOST_NAMED = 50, 20, 3
+MOST_PODS, MOST_NAMED = 50, 3
 
 
 def wanted_of(spec: AmoIntegrationSpec) -> Wanted:
@@ -46,12 +46,12 @@ def known_retired(status: Mapping[str, Any]) -> tuple[Retired, ...]:
     return tuple(Retired(key["kind"], key["fingerprint"], key["state"], datetime.fromisoformat(key["since"])) for key in gone)
 
 
-def integration_status(wanted: Wanted, name: str, decision: Decision, observed: Observed) -> dict[str, Any]:
-    """Return the status without conditions."""
+def integration_status(wanted: Wanted, name: str, decision: Decision, observed: Observed, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the status without conditions; while there is no good keyring it remembers the keys, above all those that are gone."""
     keyring = decision.keyring
     status: dict[str, Any] = {
         "generation": keyring.generation if keyring else observed.floor or None,
-        "keys": _keys(keyring, observed) if keyring else [],
+        "keys": _keys(keyring, observed) if keyring else before.get("keys", []),
         "pods": _pods(keyring, observed) if keyring else [],
         "nextRotation": rfc3339(decision.next_rotation) if decision.next_rotation else None,
         "action": decision.action,
@@ -71,8 +71,7 @@ def _keys(keyring: Keyring, observed: Observed) -> list[dict[str, Any]]:
             entry["lastMatched"] = rfc3339(matched.replace(second=0))
         shown.append(entry)
     gone = [
-        {"kind": each.kind, "fingerprint": each.fingerprint, "state": each.reason, "since": rfc3339(each.at)}
-        for each in keyring.retired[-MOST_GONE:]
+        {"kind": each.kind, "fingerprint": each.fingerprint, "state": each.reason, "since": rfc3339(each.at)} for each in keyring.retired
     ]
     return shown + gone
 
