@@ -88,13 +88,18 @@ class Kube:
 
     async def secret(self, name: str) -> SecretSeen | None:
         """Get a Secret by its name."""
+        found = await self._get(Secret, name)
+        if found is None:
+            return None
+        return SecretSeen(secret_texts(found.data), str(found.metadata and found.metadata.resourceVersion))
+
+    async def _get(self, resource: Any, name: str) -> Any:
         try:
-            found = await self._client.get(Secret, name)
+            return await self._client.get(resource, name)
         except ApiError as error:
             if error.response.status_code == HTTPStatus.NOT_FOUND:
                 return None
             raise
-        return SecretSeen(secret_texts(found.data), str(found.metadata and found.metadata.resourceVersion))
 
     async def create_secret(self, manifest: Mapping[str, Any]) -> str:
         """Create a Secret and return its version; one that is there already is a conflict.
@@ -165,12 +170,9 @@ class Kube:
 
     async def job(self, name: str) -> migration.Job | None:
         """Get a Job with what its newest pod said."""
-        try:
-            job = await self._client.get(JobResource, name)
-        except ApiError as error:
-            if error.response.status_code == HTTPStatus.NOT_FOUND:
-                return None
-            raise
+        job = await self._get(JobResource, name)
+        if job is None:
+            return None
         if job.metadata.deletionTimestamp is not None:
             return migration.Job(name, "ending")
         held = {
