@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from amo_operator.config import Config
 from amo_operator.kube import RESOURCES, Kube
@@ -126,6 +127,8 @@ def run() -> None:
     config = Config()
 
     async def operate() -> None:
-        await kopf.operator(registry=registry(Operator(config)), namespaces=[config.namespace], standalone=True)
+        # With an identity of its own, or kopf asks for the user's name, which an arbitrary user id does not have.
+        identity = Identity("amo-operator")
+        await kopf.operator(registry=registry(Operator(config)), namespaces=[config.namespace], standalone=True, identity=identity)
 
     asyncio.run(operate())

@@ -178,17 +178,19 @@ class Kube:
         held = {
             each.type: each.message or each.reason or "" for each in (job.status and job.status.conditions) or () if each.status == "True"
         }
-        said, waiting = await self._said(name)
+        said, waiting = await self._said(name, job.metadata.uid)
         if "Complete" in held:
             return migration.Job(name, "complete", said=said)
         if "Failed" in held:
             return migration.Job(name, "failed", held["Failed"], said)
         return migration.Job(name, said=said, waiting=waiting)
 
-    async def _said(self, job: str) -> tuple[str, str]:
+    async def _said(self, job: str, uid: str) -> tuple[str, str]:
         """Return the newest termination message of a Job's pods, and why a container of them does not start."""
         messages, waiting = [], ""
         async for pod in self._client.list(Pod, labels={JOB_OF_POD: job}):
+            if uid not in {each.uid for each in pod.metadata.ownerReferences or ()}:
+                continue  # of the Job before, which had the same name
             for container in (pod.status and pod.status.containerStatuses) or ():
                 state = container.state
                 if state and state.terminated:

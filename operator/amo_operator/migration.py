@@ -116,7 +116,8 @@ def _follow(status: dict[str, Any], work: str, job: Job, observed: Observed) -> 
     status = _with_result(status, result) | {"job": job.name}
     if job.outcome == "complete":
         return _complete(status, work, result, observed.now)
-    if job.outcome == "failed":
+    is_final = result.outcome in FINAL and not result.is_temporary
+    if job.outcome == "failed" or is_final:  # what its next pods would say is known
         return _failed(status, result, observed)
     return Decision(None, status, _running(job, result))
 

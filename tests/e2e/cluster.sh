@@ -20,7 +20,8 @@ with_cluster() (
     { "$folder/apt.sh" && "$folder/build.sh" && "$folder/images.sh" && _cluster_base; } >"$log" 2>&1 || { tail -20 "$log"; return 1; }
     echo "cluster built after $((SECONDS - began)) s"
     . "$folder/env.sh"
-    trap '"$folder/down.sh" >>"$log" 2>&1' EXIT
+    child=
+    trap 'set +e; [ -z "$child" ] || { kill "$child" 2>/dev/null; wait "$child"; }; "$folder/down.sh" >>"$log" 2>&1' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     "$folder/up.sh"
@@ -32,6 +33,8 @@ with_cluster() (
     export E2E_BUILD=$build E2E_POSTGRES_IMAGE=e2e.local/postgres:1 E2E_INGRESS=$NODE_IP:30080
     export E2E_ENTER="nsenter --net=/run/netns/$K8S_NS --"
     export E2E_LOAD_IMAGE="${CTR:-ctr} -a $CTR_SOCK -n k8s.io images import"
+    # In the background: bash puts off a signal's trap until a program in the foreground has ended.
     "$@" &
-    wait $!
+    child=$!
+    wait "$child"
 )

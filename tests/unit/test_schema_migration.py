@@ -79,6 +79,15 @@ def test_a_later_schema_is_well_and_says_so() -> None:
     assert decide(spec(), follow(ended, FRESH, None)).standing == ended.standing
 
 
+@pytest.mark.parametrize(
+    ("outcome", "is_temporary", "stalls"), [("Failed", False, True), ("Failed", True, False), ("Blocked", True, False)]
+)
+def test_the_first_pod_that_fails_for_good_is_enough(outcome: str, is_temporary: bool, stalls: bool) -> None:
+    """A person who waits learns of a failed migration before the Job has repeated it as often as it may."""
+    running = Job("j", said=said(outcome, temporary=is_temporary, error="42P07 exists", to=None))
+    assert decide(spec(), replace(FRESH, job=running)).standing.is_stalled is stalls
+
+
 @pytest.mark.parametrize(("outcome", "reason"), [("Failed", "MigrationFailed"), ("Incompatible", "Incompatible")])
 def test_what_another_try_would_not_change_waits_for_another_spec(outcome: str, reason: str) -> None:
     """It is Stalled with the error, also when the Job is gone; a changed spec takes the Job away and tries again."""
