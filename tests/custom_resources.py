@@ -82,6 +82,7 @@ WRONG = [
         INTEGRATION, {**REF, "clientSecretRef": {"name": "example-credentials"}}, "spec.clientSecretRef.name", "clientSecretRef cannot name"
     ),
     Example(INTEGRATION, URL, said="the name has at most 63 characters", name="n" * 64),
+    Example(INTEGRATION, URL, said="the name must not end in .json", name="sales.json"),
     Example(INTEGRATION, {"urlKey": {}}, "spec.clientId"),
     Example(INTEGRATION, {**URL, "clientId": ""}, "spec.clientId"),
     Example(INTEGRATION, {**URL, "clientId": "c" * 256}, "spec.clientId"),

@@ -32,6 +32,9 @@ class Config(BaseSettings):
     )
     management_port: int = Field(default=9000, description="The port at which these pods serve /keyring.")
     interval_seconds: float = Field(default=3.0, gt=0, description="How often everything is compared, if nothing asks for it earlier.")
+    unseen_seconds: float = Field(
+        default=600.0, ge=0, description="How long after its start the keyring of an integration that it never saw is left alone."
+    )
     watch_seconds: int = Field(default=60, gt=0, description="How long one watch lasts before the next begins.")
     answer_seconds: float = Field(default=2.0, gt=0, description="How long a pod may take to report its keyring.")
     request_seconds: float = Field(default=10.0, gt=0, description="How long a request to the API server may take.")

@@ -61,6 +61,7 @@ class Operator:
                 self._pulse.round_ended(begun, await reconciler.round())
             except Exception as error:  # noqa: BLE001 - the API server may be away for a while
                 log.warning("Nothing could be compared: %s", describe(error))
+                self._pulse.tried()
             try:
                 async with asyncio.timeout(self.config.interval_seconds):
                     await self._wake.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from amo_operator.spec import AmoIntegrationSpec
     from amo_operator.telemetry import Tracing
 
+MOST_REQUEST_CHARS = 100
+
 
 class Integrations:
     """What a reconcile of an AmoIntegration does.
@@ -38,6 +41,8 @@ class Integrations:
         self._config = config
         self._metrics = metrics
         self._tracing = tracing
+        self._begun = time.monotonic()
+        self._seen: set[str] = set()
         self._orphans: set[str] = set()
 
     async def reconcile(
@@ -57,7 +62,7 @@ class Integrations:
             credentials=told.texts if told else None,
             reports=reports,
             steady=fleet.is_steady,
-            rotate_request=(resource["metadata"].get("annotations") or {}).get(ROTATE),
+            rotate_request=_request(resource),
             floor=max([before.get("generation") or 0, *(report.generation or 0 for report in reports)]),
             known_retired=known_retired(before),
         )
@@ -115,16 +120,31 @@ class Integrations:
             await self._kube.apply_secret(manifest, FIELD_MANAGER)
 
     async def revoke_orphans(self, present: set[str]) -> None:
-        """Empty the keyrings of integrations that are gone, seen so twice: a file that merely disappears stays in force in the pods."""
+        """Empty the keyrings of integrations that are gone, seen so twice: a file that merely disappears stays in force in the pods.
+
+        One that this process never saw may be about to be restored after its Secret: it is given time.
+        """
         published = await self._kube.secret(self._config.keyring_secret)
+        self._seen |= present
         gone = {name for name in (published.texts if published else ()) if name not in present}
+        if time.monotonic() - self._begun < self._config.unseen_seconds:
+            gone &= self._seen
         certain, self._orphans = gone & self._orphans, gone
         for name in sorted(certain):
             held, _ = _read(published, name)
             if held is not None and held.keys:
                 with self._tracing.reconcile("AmoIntegration", name):
-                    await self._publish(name, published, replace(held, generation=held.generation + 1, keys=()))
+                    version = await self._publish(name, published, replace(held, generation=held.generation + 1, keys=()))
+                for pod in await self._kube.pods():
+                    if not pod.is_ending:
+                        await self._kube.nudge(pod, version)
                 return  # the version that was read is used up; the next round takes the next one
+
+
+def _request(resource: dict[str, Any]) -> str | None:
+    """Return the request for a rotation, cut to what may be kept in the Secret of all keyrings: anybody may write an annotation."""
+    request: str | None = (resource["metadata"].get("annotations") or {}).get(ROTATE)
+    return request and request[:MOST_REQUEST_CHARS]
 
 
 def _read(published: SecretSeen | None, name: str) -> tuple[Keyring | None, str | None]:

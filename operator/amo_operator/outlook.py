@@ -76,16 +76,19 @@ def _switch(wanted: Wanted, observed: Observed, keyring: Keyring) -> str | None:
     """Ask for what only a person can do: make a sender use the current key if it goes on with a previous one."""
     for key in (key for kind in KINDS for key in keyring.of(kind, "previous")):
         current = keyring.one(key.kind, "current")
-        if current is not None and _is_preferred(observed, key, current):
+        if current is not None and _is_preferred(wanted, observed, key, current):
             if key.kind == "url_key" and wanted.accounts is None:
                 return LIST_ACCOUNTS
             return SWITCH[key.kind].format(current=current.fingerprint, previous=key.fingerprint)
     return None
 
 
-def _is_preferred(observed: Observed, key: Key, current: Key) -> bool:
+def _is_preferred(wanted: Wanted, observed: Observed, key: Key, current: Key) -> bool:
     """Tell whether a previous key is in use in place of the current one."""
     previously, currently = last_matched(observed, key.fingerprint), last_matched(observed, current.fingerprint)
+    if previously is not None and key.kind == "url_key" and key.not_after is not None:
+        # One account's URL may be entered and another's not yet: then both keys match in turn.
+        return previously > key.since and observed.now < previously + wanted.quiet_period
     if previously is None or (currently is not None and currently >= previously):
         return False
     # A URL stays where it was entered; of a sender it is only known after its first request since it was told.

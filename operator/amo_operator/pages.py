@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from amo_operator.metrics import Metrics
 
 ROUND_SECONDS = 60.0
-"""Alive is who compared everything within this time …"""
+"""Alive is whose clock went within this time …"""
 SILENT_WATCHES = 3
 """… and whose watches told within the time of so many watches of each change that a list has shown. A watch of what does not change is
 silent for ever, and none the worse for it."""
@@ -49,10 +49,14 @@ class Pulse:
                 self._untold.setdefault(kind, self._clock())
         self._begun, self._ended, self._versions = begun, self._clock(), versions
 
+    def tried(self) -> None:
+        """Note that the clock goes, though nothing could be compared: a new process would not bring the API server back."""
+        self._ended = self._clock()
+
     def obstacles(self) -> list[str]:
         """Return why this process should be started anew; empty when it works."""
         now = self._clock()
-        found = [] if now - self._ended <= ROUND_SECONDS else [f"nothing was compared for {now - self._ended:.0f} s"]
+        found = [] if now - self._ended <= ROUND_SECONDS else [f"the clock stood still for {now - self._ended:.0f} s"]
         late = {kind: now - since for kind, since in self._untold.items() if now - since > self._most_silence}
         return found + [f"the watch of {kind} has not told of a change for {seconds:.0f} s" for kind, seconds in late.items()]
 

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 OBJECT_SECONDS = 30.0
 """How long one object may hold up the others."""
+REFUSALS = {HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY}
 KINDS = ("AmoIntegration", "SchemaMigration")
 
 
@@ -62,7 +63,8 @@ class Reconciler:
             for resource in resources:
                 if resource["metadata"].get("deletionTimestamp") is None:
                     await self._one(kind, resource)
-        await self._integrations.revoke_orphans({resource["metadata"]["name"] for resource in found["AmoIntegration"]})
+        with self._noted("AmoIntegration", "of a deleted one", {}):
+            await self._integrations.revoke_orphans({resource["metadata"]["name"] for resource in found["AmoIntegration"]})
         present = {(kind, resource["metadata"]["name"]) for kind, resources in found.items() for resource in resources}
         self._metrics.round_ended(self._clock(), present)
         return {kind: frozenset(resource["metadata"]["resourceVersion"] for resource in resources) for kind, resources in found.items()}
@@ -95,7 +97,13 @@ class Reconciler:
             else:
                 status, standing = await self._migrations.reconcile(resource, parse_migration(wanted).spec, now)
         except InvalidResource as error:  # only possible past the API server's own schema, with an older CRD for example
-            status, standing = dict(resource.get("status") or {}), Standing("Invalid", str(error), is_stalled=True)
+            status, standing = _without_outcome(resource), Standing("Invalid", str(error), is_stalled=True)
+        except ApiError as error:
+            code = error.response.status_code
+            if kind != "AmoIntegration" or code not in REFUSALS:
+                raise
+            message = f"The API server refuses what is to be done ({code}): the Role has to name this integration's Secrets."
+            status, standing = _without_outcome(resource), Standing("Refused", message, is_reconciling=True)
         return await self._show(kind, resource, status, standing, now)
 
     async def _show(self, kind: str, resource: dict[str, Any], status: dict[str, Any], standing: Standing, now: datetime) -> bool:
@@ -112,3 +120,8 @@ class Reconciler:
         if standing.reason not in {each.get("reason") for each in shown}:
             await self._kube.post_event(event(resource, standing.reason, standing.message, now, is_warning=standing.is_stalled))
         return True
+
+
+def _without_outcome(resource: dict[str, Any]) -> dict[str, Any]:
+    """Keep a status that could not be decided anew, but not as if what ended before had ended for this spec."""
+    return {name: value for name, value in (resource.get("status") or {}).items() if name != "outcome"}

@@ -177,6 +177,12 @@ class AmoIntegration(Model):
             lambda my: len(my.metadata.name) <= LONGEST_NAME_CHARS,
         ),
         Rule(
+            "",
+            "the name must not end in .json: the service takes that for the ending of a keyring file",
+            "!self.metadata.name.endsWith('.json')",
+            lambda my: not my.metadata.name.endswith(".json"),
+        ),
+        Rule(
             "spec.clientSecretRef.name",
             f"clientSecretRef cannot name the Secret NAME{CREDENTIALS_SUFFIX}: the operator itself writes it",
             f"!has(self.spec.clientSecretRef) || self.spec.clientSecretRef.name != self.metadata.name + '{CREDENTIALS_SUFFIX}'",

@@ -91,8 +91,17 @@ class Tracing:
         if current is None:
             yield
             return
-        with self.tracer.start_as_current_span(what, set_span_in_context(current.span()), kind=SpanKind.CLIENT, record_exception=False):
-            yield
+        parent = set_span_in_context(current.span())
+        # The error's own text is not told: it may quote the object that was refused.
+        with self.tracer.start_as_current_span(
+            what, parent, kind=SpanKind.CLIENT, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield
+            except BaseException as error:
+                span.set_attribute("error.type", type(error).__name__)
+                span.set_status(StatusCode.ERROR)
+                raise
 
     def traceparent(self) -> str | None:
         """Return the current reconcile's trace for whoever carries on."""

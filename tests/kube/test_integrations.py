@@ -281,13 +281,18 @@ def test_a_deleted_integration_is_revoked(scene: Scene, name: str) -> None:
     scene.delete(name)
     scene.until(lambda: scene.document(name)["keys"] == [])
     assert scene.document(name)["generation"] == 2
-    another = f"{name}-too"
-    begin(scene, another)
     scene.until(lambda: not any(pod.accepts(name) for pod in scene.pods))
     scene.apply(integration(name))
     scene.until(lambda: scene.reason(name) == "True InStep")
     assert scene.document(name)["generation"] > 2
-    scene.delete(another)
+
+
+def test_what_anybody_may_annotate_is_bounded(scene: Scene, name: str) -> None:
+    """It is kept beside the keys of all integrations, which must not be crowded out."""
+    begin(scene, name)
+    scene.ask_to_rotate(name, "ж" * 20_000)
+    scene.until(lambda: scene.document(name)["generation"] > 1)
+    assert len(scene.secret(KEYRING)[name]) < 5_000
 
 
 @pytest.mark.parametrize("damage", ["deleted", "corrupt", "older", "credentials"])

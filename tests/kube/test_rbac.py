@@ -130,3 +130,12 @@ def is_about(access: Access, verb: str, group: str, resource: str) -> bool:
     """Tell whether a call needs this right; an apply that would make its object needs ``create`` too."""
     is_verb = access.verb == verb or (verb == "create" and access.verb == "patch")
     return is_verb and (access.group, access.ruled) == (group, resource)
+
+
+def test_a_secret_that_the_role_does_not_name_is_told(scene: Scene, kubeconfig_for: KubeconfigFor) -> None:
+    """An integration that was added past the chart says what it lacks, and does not hold up the others."""
+    scene.operator(kubeconfig_for(ACCOUNT, documented_rules(SECRETS, [INPUT])))
+    scene.apply(integration("crm-unknown"))
+    scene.until(lambda: scene.reason("crm-unknown") == "False Refused")
+    assert "Role" in scene.message("crm-unknown")
+    begin(scene)

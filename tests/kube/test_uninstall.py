@@ -54,4 +54,7 @@ def test_custom_resources_are_deleted_without_the_operator(scene: Scene) -> None
     assert accepted
     assert scene.pods[0].accepts("crm") == accepted
     scene.operator()
+    scene.let_rounds_pass()
+    assert scene.document("crm")["keys"], "it may be about to be restored"
+    scene.operator(AMO_OPERATOR_UNSEEN_SECONDS="1")
     scene.until(lambda: scene.document("crm")["keys"] == [])
