@@ -266,6 +266,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,  # nothing here asks for the client's address
+        "timeout_keep_alive": settings.keep_alive_seconds,
         "timeout_graceful_shutdown": GRACEFUL_SECONDS,
         "backlog": settings.max_in_flight_requests,
     }

@@ -21,7 +21,10 @@ MOST_HEAD_BYTES = 65_536
 PIECE_BYTES = 4_096
 """How much is parsed at once, so that at most as many requests wait as fit in."""
 STALL_SECONDS = 10.0
-"""A connection on which no request is completed for this long is closed, at the latest after twice as long."""
+"""A connection on which a request is not completed for this long is closed, at the latest after twice as long."""
+MANY_CONNECTIONS = 512
+CROWDED_SECONDS = 5
+"""How long a connection may idle between requests while there are many of them, whatever the setting says: each costs a file descriptor."""
 TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -46,6 +49,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._rest = b""
         self._head_bytes = 0
         self._answered = self._answered_before = 0
+        self._is_whole = False
+        self._keep_alive_seconds = self.timeout_keep_alive
         self._stall: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
 
@@ -69,6 +74,10 @@ class BoundedConnection(HttpToolsProtocol):
     def _is_idle(self) -> bool:
         """Tell whether no request is being answered."""
         return self._running is None or self._running.response_complete
+
+    def _is_between(self) -> bool:
+        """Tell whether a request has come whole and nothing of the next one: uvicorn's own timer decides how long that may last."""
+        return self._is_whole and not self._head_bytes
 
     def _forsake(self) -> None:
         """Keep the request that is being answered from writing to what is gone; uvicorn tells only the one that came last."""
@@ -98,6 +107,16 @@ class BoundedConnection(HttpToolsProtocol):
                 self.transport.write(TOO_LONG)
             self.transport.close()
 
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._is_whole = False
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """Have all of a request."""
+        self._is_whole = True
+        super().on_message_complete()
+
     def on_headers_complete(self) -> None:
         """Begin to answer."""
         self._head_bytes = 0
@@ -115,6 +134,8 @@ class BoundedConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request."""
         self._answered += 1
+        is_crowded = len(self.connections) > MANY_CONNECTIONS
+        self.timeout_keep_alive = min(self._keep_alive_seconds, CROWDED_SECONDS) if is_crowded else self._keep_alive_seconds
         super().on_response_complete()
         if self._rest and not self.pipeline and not self.transport.is_closing():
             rest, self._rest = self._rest, b""
@@ -122,7 +143,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _close_if_stalled(self) -> None:
         """Hang up where nothing moves: the request never becomes complete, or nobody reads the answers."""
-        if (self._is_idle() or self.flow.write_paused) and self._answered == self._answered_before:
+        waits = self.flow.write_paused or (self._is_idle() and not self._is_between())
+        if waits and self._answered == self._answered_before:
             self._forsake()
             self.transport.abort()
             return

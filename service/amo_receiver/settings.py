@@ -88,6 +88,12 @@ class Settings(BaseSettings):
     answer_budget_ms: int = _setting(
         1_500, "Time from a delivery's first byte to its answer; past it the answer is 503.", ge=100, le=60_000
     )
+    keep_alive_seconds: int = _setting(
+        620,
+        "How long a connection may idle between requests: longer than the load balancer keeps it, or it sends into one that closes.",
+        ge=1,
+        le=86_400,
+    )
     statement_timeout_ms: int = _setting(
         800, "Longest wait for a lock in the database; 400 ms later a call is given up and its connection closed.", ge=10, le=60_000
     )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from kube.apiserver import ApiServer
 
 WATCH_SECONDS = 2
+TOO_EARLY = 429
+"""What an API server answers while it sets up its cache for a definition that is new or changed; every client comes again."""
 
 
 class Recorder:
@@ -54,6 +56,9 @@ class Recorder:
     def _watch(self, client: httpx2.Client, path: str, position: str) -> str:
         query = {"watch": "1", "resourceVersion": position, "timeoutSeconds": str(WATCH_SECONDS), "allowWatchBookmarks": "true"}
         with client.stream("GET", path, params=query) as answer:
+            if answer.status_code == TOO_EARLY:
+                self._over.wait(float(answer.headers.get("Retry-After", 1)))
+                return position
             for line in answer.raise_for_status().iter_lines():
                 event = json.loads(line)
                 assert event["type"] != "ERROR", event

@@ -9,7 +9,7 @@ import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from amo_receiver.connection import MOST_HEAD_BYTES, PIECE_BYTES, BoundedConnection
+from amo_receiver.connection import CROWDED_SECONDS, MANY_CONNECTIONS, MOST_HEAD_BYTES, PIECE_BYTES, BoundedConnection
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -73,13 +73,17 @@ async def application() -> Application:
     return Application()
 
 
+def connected(application: Application, state: ServerState, **options: Any) -> BoundedConnection:
+    config = Config(application, http=BoundedConnection, lifespan="off", log_config=None, access_log=False, **options)
+    made = BoundedConnection(config=config, server_state=state, app_state={})
+    made.connection_made(Remembered())
+    return made
+
+
 @pytest.fixture
 async def connection(application: Application) -> BoundedConnection:
     """Return a connection to it, just made."""
-    config = Config(application, http=BoundedConnection, lifespan="off", log_config=None, access_log=False)
-    made = BoundedConnection(config=config, server_state=ServerState(), app_state={})
-    made.connection_made(Remembered())
-    return made
+    return connected(application, ServerState())
 
 
 async def settle() -> None:
@@ -182,6 +186,39 @@ async def test_a_connection_on_which_nothing_is_completed_is_hung_up_on(connecti
     connection.data_received(b"GET / HT")
     connection._close_if_stalled()
     assert connection.transport.aborted
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n", b"G", CHUNKED, CHUNKED + b"1\r\na\r\n"])
+async def test_between_two_requests_a_connection_may_idle(connection: BoundedConnection, application: Application, sent: bytes) -> None:
+    """As long as the setting says, which is longer than load balancers keep theirs; with anything of the next request it is stalled."""
+    application.may_answer.set()
+    connection.data_received(GET % 1 + GET % 2)
+    await finish(connection)
+    for _ in range(3):
+        connection._close_if_stalled()
+    assert not connection.transport.closed
+    connection.data_received(sent)
+    application.may_answer.clear()
+    for _ in range(2):
+        await settle()
+        if connection._running:
+            connection._running.response_complete = True  # answered before all of it had come
+        connection._close_if_stalled()
+    assert connection.transport.aborted == bool(sent)
+
+
+@pytest.mark.parametrize(("others", "seconds"), [(MANY_CONNECTIONS - 1, 620), (MANY_CONNECTIONS, CROWDED_SECONDS)])
+async def test_where_many_are_connected_idle_ones_go_soon(application: Application, others: int, seconds: int) -> None:
+    """Each holds a file descriptor, and whoever asks once could else keep them all."""
+    state = ServerState()
+    connection = connected(application, state, timeout_keep_alive=620)
+    state.connections |= {connected(application, ServerState()) for _ in range(others)}
+    application.may_answer.set()
+    connection.data_received(GET % 1)
+    await finish(connection)
+    timer = connection.timeout_keep_alive_task
+    assert timer
+    assert seconds - 1 < timer.when() - asyncio.get_running_loop().time() <= seconds
 
 
 async def test_what_is_being_answered_learns_that_nobody_listens(connection: BoundedConnection, application: Application) -> None:

@@ -51,6 +51,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "max_in_flight_requests": 2_000,
         "max_in_flight_bytes": 33_554_432,
         "answer_budget_ms": 1_500,
+        "keep_alive_seconds": 620,
         "statement_timeout_ms": 800,
         "retention_processed_days": 30,
         "retention_dead_days": 90,
