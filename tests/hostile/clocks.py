@@ -36,6 +36,7 @@ class Clock:
 
     def set(self, seconds: int) -> None:
         """Set it; its program notices within two seconds."""
+        self.seconds = seconds
         fresh = self._file.with_suffix(".new")
         fresh.write_text(f"{seconds:+d}\n")
         fresh.rename(self._file)

@@ -6,8 +6,9 @@ import asyncio
 import os
 import random
 import signal
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -34,6 +35,16 @@ BACKENDS = (
 Fault = tuple[str, "Callable[[], Awaitable[None]]"]
 
 
+@dataclass(frozen=True)
+class Step:
+    """A clock, by its number, that was set to be ahead by other seconds; times are monotonic."""
+
+    clock: int
+    seconds: int
+    began_at: float
+    noticed_at: float
+
+
 @dataclass
 class Place:
     """Everything that faults are made of."""
@@ -45,6 +56,7 @@ class Place:
     postgres: EmbeddedPostgres
     database_url: str
     pick: random.Random
+    steps: list[Step] = field(default_factory=list)
 
     def slight(self) -> list[Fault]:
         """Return the faults of single processes, any two of which may happen at once."""
@@ -118,5 +130,9 @@ class Place:
                 await asyncio.sleep(seconds)
 
     async def _clock_stepped(self) -> None:
-        self.pick.choice(self.clocks).set(self.pick.choice(OFFSETS))
+        # The first one is a service's: what it receives tells its time, a worker's is nowhere to be seen.
+        number = self.pick.randrange(len(self.clocks if self.steps else self.services))
+        clock, began_at = self.clocks[number], time.monotonic()
+        clock.set(self.pick.choice([seconds for seconds in OFFSETS if seconds != clock.seconds]))
         await asyncio.sleep(2.5)  # until its program has noticed
+        self.steps.append(Step(number, clock.seconds, began_at, time.monotonic()))

@@ -26,13 +26,14 @@ Lines = dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]]
 
 
 class Answer(NamedTuple):
-    """What a try came to: ``status`` is what was answered, or why nothing was; times are monotonic."""
+    """What a try came to: ``status`` is what was answered, or why nothing was, ``said`` the envelope's word; times are monotonic."""
 
     post: Post
     service: int
     sent_at: float
     answered_at: float
     status: int | str
+    said: str = ""
 
 
 @dataclass(slots=True)
@@ -81,11 +82,11 @@ class Senders:
             reader, writer = await self._line(service, lines)
             writer.write(post.request())
             async with asyncio.timeout(PATIENCE_SECONDS):
-                code, _ = await read_answer(reader)
+                code, document = await read_answer(reader)
         except (OSError, EOFError) as error:  # TimeoutError is an OSError
             _drop(service, lines)
             return Answer(post, service, sent_at, time.monotonic(), LATE if isinstance(error, TimeoutError) else CUT_OFF)
-        return Answer(post, service, sent_at, time.monotonic(), code)
+        return Answer(post, service, sent_at, time.monotonic(), code, str(document["status"]))
 
     async def _line(self, service: int, lines: Lines) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if service in lines and lines[service][0].at_eof():

@@ -12,6 +12,7 @@ from integration.load import Post, post_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     import asyncpg
 
@@ -73,7 +74,10 @@ class Ending:
     def __init__(self, events: list[Any], story: Story) -> None:
         self._events = events
         self._story = story
-        self.serials = {event["serial"] for event in events}
+        self._received: dict[int, list[datetime]] = {}
+        for event in events:
+            self._received.setdefault(event["serial"], []).append(event["received_at"])
+        self.serials = set(self._received)
 
     @classmethod
     async def read(cls, connection: asyncpg.Connection, story: Story) -> Ending:
@@ -93,16 +97,20 @@ class Ending:
             f"{len(self._events)} events, {late} of them applied by a worker"
         )
 
-    def seconds_apart(self) -> float:
-        """Return how far apart the clocks were by which the events were received."""
-        times = [event["received_at"] for event in self._events]
-        return float((max(times) - min(times)).total_seconds())
+    def received_at(self, post: Post) -> list[float]:
+        """Return when a delivery's events were received, in unix seconds by the clock of the service that stored them."""
+        return [moment.timestamp() for serial in post.serials for moment in self._received.get(serial, ())]
 
-    def require_each_applied_once(self) -> None:
-        """Require that no event is pending, dead, applied by two attempts, or, if it has a time, stored twice."""
+    def require_each_applied_once(self, at_once: Iterable[Post]) -> None:
+        """Require that no event is pending, dead, applied twice, or, if it has a time, stored twice.
+
+        ``at_once`` are the deliveries whose first try was answered that everything is applied: no worker may have applied them again.
+        """
         open_ones = [event for event in self._events if event["state"] != "processed"]
         assert not open_ones, f"{len(open_ones)} not processed:\n" + "\n".join(f"{event}" for event in open_ones[:5])
-        assert not [event["id"] for event in self._events if event["applied"] > 1]
+        applied = {serial for post in at_once for serial in post.serials}
+        twice = [event for event in self._events if event["applied"] + (event["serial"] in applied) > 1]
+        assert not twice, f"{len(twice)} applied twice:\n" + "\n".join(f"{event}" for event in twice[:5])
         dated = [(event["serial"], event["occurred_at"]) for event in self._events if event["occurred_at"]]
         assert len(dated) == len(set(dated)), f"{len(dated) - len(set(dated))} stored twice"
 
