@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from amo_receiver.amocrm.words import kind_word
 from amo_receiver.errors import ConfigurationError
 from amo_receiver.log import get_logger
 
@@ -37,7 +38,6 @@ MOST_BAD_ANSWERS = 100
 MOST_NAMES = 5
 
 BETWEEN_URLS = re.compile(r"[\s,;]+(?=[a-z0-9]+://)", re.IGNORECASE)
-WORD = re.compile(r"[a-z_]{0,40}")
 ERROR_TYPE = re.compile(r"\w{1,60}")
 REASON = re.compile(r"error=([45]\d\d)\b|\(([45]\d\d), b['\"]|\[Errno -?\d+\] ([A-Z][a-z ]+)|\[SSL: ([A-Z_]+)\]|(timed out)")
 """What of Apprise's lines may be shown: an HTTP or SMTP code, or what the system or OpenSSL calls the error. The rest quotes the URL."""
@@ -187,12 +187,12 @@ class Conditions:
 
 
 def dead_letters(events: Iterable[tuple[str, str]], error_type: str, first_id: str) -> str:
-    """Return the sentence about events (entity, action) that were given up on; a word of another shape may be anything and is not shown."""
-    known = [[word if WORD.fullmatch(word) else "?" for word in event] for event in events]
-    names = list(dict.fromkeys(".".join(filter(None, words)) for words in known))
+    """Return the sentence about events (entity, action) that were given up on; a word that is not amoCRM's is not shown."""
+    kinds = [kind_word(*event) for event in events]
+    names = list(dict.fromkeys(kinds))
     shown = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
     reason = error_type if ERROR_TYPE.fullmatch(error_type) else "Error"
-    return f"{len(known)} × {shown} ({reason}), the first is event {first_id}. See them: amo-webhooks events list --state dead"
+    return f"{len(kinds)} × {shown} ({reason}), the first is event {first_id}. See them: amo-webhooks events list --state dead"
 
 
 def services(urls: str) -> list[Apprise]:

@@ -243,7 +243,9 @@ class GroupCommit:
             log.error("Delivery not storable at all", delivery_id=waiter.delivery.id, error_type=type(error).__name__)
             waiter.fail("The database refused the delivery.")
             return
-        waiter.delivery = as_unparsed(waiter.delivery, Problem("", describe(error)))
+        # In place: whoever submitted it tells afterwards what became of it.
+        waiter.delivery.events = as_unparsed(waiter.delivery, Problem("", describe(error))).events
+        waiter.delivery.unparsed = True
         log.error("Delivery not storable as events", delivery_id=waiter.delivery.id, error_type=type(error).__name__)
         await self._accept(batch)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from amo_receiver.amocrm.words import account_word, action_word, entity_word
 from amo_receiver.inbox.matches import Matches
 from amo_receiver.log import DeliveryLog, get_logger
 from amo_receiver.notify import Kind, Notifier, dead_letters
@@ -31,7 +32,6 @@ AMOCRM = b"amoCRM-Web"
 """How the agents of amoCRM and Kommo have called themselves since 2016; anybody can, but those who scan the internet do not."""
 MOST_EVENTS = 20
 MOST_PROBLEMS = 3
-WORD = re.compile(r"[a-z_]{0,40}")
 ID = re.compile(r"[0-9]{1,19}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 VERBS = {"add": "created", "delete": "deleted", "restore": "restored"}
 
@@ -82,17 +82,19 @@ class Journal:
         """Write why a request was refused; the sentence says how to mend it. Sampled, because strangers may send many."""
         name = type(error).__name__
         if self._refused.admits():
-            log.warning("Webhook refused: %s", error, status=error.status, error_type=name, **log_fields(arrival.span))
+            log.warning("Webhook refused: %s", error, status=error.status, error_type=name, **_ids(arrival))
         self._end(arrival, error.status, name)
 
     def failed(self, arrival: Arrival, error: Exception) -> None:
         """Write down a bug."""
-        log.error("Bug while accepting a webhook", exc_info=error, error_type=type(error).__name__, **log_fields(arrival.span))
+        log.error("Bug while accepting a webhook", exc_info=error, error_type=type(error).__name__, **_ids(arrival))
         self._end(arrival, 500, type(error).__name__)
 
     def abandoned(self, arrival: Arrival) -> None:
-        """Note a sender that hung up before its body was complete; nobody is left to be answered."""
-        self._metrics.answered(arrival.route, None, "ClientGone", self._clock() - arrival.received_at)
+        """Tell of a verified sender that hung up before its body was complete; nobody is left to be answered."""
+        if self._refused.admits():
+            log.warning("The sender hung up before its body was complete", error_type="ClientGone", **_ids(arrival))
+        self._end(arrival, None, "ClientGone")
 
     def accepted(self, arrival: Arrival, outcome: Outcome) -> None:
         """Write the lines of one delivery."""
@@ -100,7 +102,7 @@ class Journal:
             self._write(arrival.delivery, arrival.permit, outcome, self._clock() - arrival.received_at)
         self._end(arrival, 200, "partial" if outcome.problems else "success")
 
-    def _end(self, arrival: Arrival, status: int, outcome: str) -> None:
+    def _end(self, arrival: Arrival, status: int | None, outcome: str) -> None:
         stranger = arrival.permit is None and not arrival.agent.startswith(AMOCRM)
         self._metrics.answered(arrival.route, status, outcome, self._clock() - arrival.received_at, stranger=stranger)
         span, permit, delivery = arrival.span, arrival.permit, arrival.delivery
@@ -112,7 +114,7 @@ class Journal:
             status,
             outcome,
             delivery_id=delivery.id if delivery else "",
-            account_id=delivery.account_id if delivery else permit.account_id or "",
+            account_id=_account(permit, delivery),
             kinds=entity_actions(delivery.events) if delivery else (),
             events=len(delivery.events) if delivery else 0,
             key_kind=permit.match.kind,
@@ -148,10 +150,8 @@ class Journal:
         if not self._accepted.admits():
             return
         log.info("Received webhook from amoCRM: %s", outline(delivery.events), **ids)
-        if permit.signed:
-            log.info("Webhook signature verified for account: %s", permit.account_id, **ids)
-        else:
-            log.info("Webhook token verified for account: %s", delivery.account_id or "unknown", **ids)
+        credential = "signature" if permit.signed else "token"
+        log.info("Webhook %s verified for account: %s", credential, _account(permit, delivery) or "unknown", **ids)
         unapplied = {problem.path for problem in outcome.problems}
         for event in delivery.events[:MOST_EVENTS] if outcome.processed else ():
             if event.row is not None and event.path not in unapplied:
@@ -162,12 +162,22 @@ class Journal:
         log.info("Webhook processed %d events in %.2fs", outcome.processed, seconds, **ids)
 
 
+def _ids(arrival: Arrival) -> dict[str, str]:
+    """Return what finds a request again: its trace, and its delivery once it has one. It may be stored where a 503 says unknown."""
+    delivery = {"delivery_id": arrival.delivery.id} if arrival.delivery else {}
+    return {**delivery, **log_fields(arrival.span)}
+
+
+def _account(permit: Permit, delivery: Delivery | None) -> str:
+    """Return whose delivery it is: what its credential says, as it is; what only a body says may be anything."""
+    return permit.account_id or (account_word(delivery.account_id) if delivery else "")
+
+
 def outline(events: list[Event]) -> str:
-    """Return entities, actions and ids as amoCRM nests them, nothing else of the body: a word or id of another shape may be anything."""
+    """Return entities, actions and ids as amoCRM nests them, nothing else of the body: other words and ids may be anything."""
     tree: dict[str, dict[str, list[dict[str, int | str]]]] = {}
     for event in events[:MOST_EVENTS]:
         shown: int | str = event.row.id if event.row else event.entity_id if ID.fullmatch(event.entity_id) else ""
-        entity, action = (word if WORD.fullmatch(word) else "?" for word in (event.entity, event.action))
-        tree.setdefault(entity, {}).setdefault(action, []).append({"id": shown})
+        tree.setdefault(entity_word(event.entity), {}).setdefault(action_word(event.action), []).append({"id": shown})
     text = orjson.dumps(tree).decode().replace('":', '": ').replace(',"', ', "').replace("},{", "}, {")
     return text if len(events) <= MOST_EVENTS else f"{text} and {len(events) - MOST_EVENTS} more"

@@ -14,6 +14,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Protocol
 
 from amo_receiver.amocrm.events import changes_card
+from amo_receiver.amocrm.words import action_word, entity_word
 from amo_receiver.database import DatabaseTimeout, is_temporary, sqlstate
 from amo_receiver.telemetry import metrics_table as table
 from amo_receiver.telemetry.metrics_counts import OTHER, Counter, Family, Histogram, Window
@@ -34,14 +35,6 @@ FAILED_FROM = 500
 ANSWER_LIMIT = 100
 WINDOW_MINUTES = 120
 """amoCRM switches a hook off after more bad answers than ``ANSWER_LIMIT`` in this time."""
-ENTITIES = frozenset({
-    "leads", "contacts", "companies", "customers", "task", "unsorted", "message", "outgoing_message", "talk", "catalogs",
-    "chat_template_reviews", "unparsed",
-})  # fmt: skip
-ACTIONS = frozenset({
-    "add", "update", "delete", "restore", "status", "responsible", "note", "mail_in", "call_in", "chat", "site_visit", "period", "",
-})  # fmt: skip
-"""amoCRM's words, those of its Digital Pipeline included; an authentic body may hold any others. An unparsed one has no action."""
 KINDS = ("accept", "retry", "replay")
 CALLS = ("accept", "settle", "claim", "fail", "defer")
 FILES = ("keyring", "mapping")
@@ -141,7 +134,7 @@ class Metrics:
         if kind == "accept":
             self._newest = now
         for event in events:
-            entity = event.entity if event.entity in ENTITIES else OTHER
+            entity = entity_word(event.entity)
             if event.id in duplicates:
                 outcome = "duplicate"
             elif event.problem is not None:
@@ -155,7 +148,7 @@ class Metrics:
                 outcome = "applied"
                 if event.occurred_at is not None:
                     self._event_lags.observe((kind,), now - _seconds(event.occurred_at))
-            self._events.add((entity, event.action if event.action in ACTIONS else OTHER, outcome))
+            self._events.add((entity, action_word(event.action), outcome))
 
     # The database and the worker
 
@@ -175,7 +168,7 @@ class Metrics:
         """Count an attempt of the worker (``retry``, ``replay``) by its outcome: applied, failed or deferred."""
         self._attempts.add((kind, outcome))
         if is_dead:
-            self._dead.add((event.entity if event.entity in ENTITIES else OTHER, kind))
+            self._dead.add((entity_word(event.entity), kind))
         if outcome == "applied" and event.occurred_at is not None and changes_card(event.entity, event.action):
             self._event_lags.observe((kind,), self._clock() - event.occurred_at.timestamp())
 

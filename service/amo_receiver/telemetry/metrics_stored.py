@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from amo_receiver.amocrm.words import account_word
 from amo_receiver.database import describe
 from amo_receiver.log import get_logger
 from amo_receiver.telemetry import metrics_table as table
@@ -144,5 +145,9 @@ class StoredGauges:
             return
         silent = frozenset(row.account_id for row in self._accounts.rows if row.silent)
         if new := sorted(silent - self._silent):
-            log.warning("Accounts are silent unusually long: is the hook switched off?", accounts=new[:MOST_NAMED], count=len(silent))
+            log.warning(
+                "Accounts are silent unusually long: is the hook switched off?",
+                accounts=[account_word(each) for each in new[:MOST_NAMED]],
+                count=len(silent),
+            )
         self._silent = silent

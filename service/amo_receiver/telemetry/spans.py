@@ -3,7 +3,7 @@
 Creating a span with the SDK and encoding it costs more than a whole delivery does. What a span of one shape has in common with the
 last one is therefore kept as bytes, and only ids, times and a few values are put in. A test compares every field with what the SDK's
 own encoder makes of the same span. Names are those of the semantic conventions for HTTP, messaging and PostgreSQL; the path is never
-among them, because it carries the token, and words that come out of a body are shown only in the shape of amoCRM's own.
+among them, because it carries the token, and of the words in a body only amoCRM's own are shown.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from functools import lru_cache
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+
+from amo_receiver.amocrm.words import OTHER, kind_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,16 +24,14 @@ SAMPLED, RANDOM_TRACE_ID = 1, 2
 INTERNAL, SERVER, CLIENT = 1, 2, 3
 MOST_ENTITY_ACTIONS = 10
 LONGEST_KEPT = 256
-"""Characters of a word from a body; it is shown only if it is shorter."""
+"""Characters of an account; it is shown only if it has fewer."""
 SERVER_ERRORS = 500
 UUID_CHARS = 36
 SHAPES_KEPT = 2048
 
 TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 NO_TRACE_ID, NO_SPAN_ID = bytes(16), bytes(8)
-ENTITY_ACTION = re.compile(r"[a-z_]{0,40}\.[a-z_]{0,40}")
 ACCOUNT = re.compile(r"[\w.:-]{0,255}", re.ASCII)
-UNKNOWN = "?"
 
 
 class Remote(NamedTuple):
@@ -89,8 +89,8 @@ def parse_traceparent(header: str) -> Remote | None:
 
 def entity_actions(events: Sequence[Kinded]) -> tuple[str, ...]:
     """Return what kinds of events there are (``leads.update``), each once, at most ``MOST_ENTITY_ACTIONS``."""
-    # Cut, because an authentic body's words may have a megabyte, and shapes are kept.
-    kinds = dict.fromkeys(f"{event.entity}.{event.action}"[:LONGEST_KEPT] for event in events)
+    # Known words only, because others may be personal or have a megabyte, and shapes are kept.
+    kinds = dict.fromkeys(kind_word(event.entity, event.action) for event in events)
     return tuple(kinds)[:MOST_ENTITY_ACTIONS]
 
 
@@ -165,22 +165,28 @@ def accept_span(span: OpenSpan, end_ns: int, delivery_id: str, account_id: str, 
 @lru_cache(SHAPES_KEPT)
 def account_attribute(account_id: str) -> bytes:
     """Encode whose delivery it is; apart from the shapes, because there are many accounts and few shapes."""
-    return encode_attributes({"amo.account_id": account_id if ACCOUNT.fullmatch(account_id) else UNKNOWN})
+    return encode_attributes({"amo.account_id": account_id if ACCOUNT.fullmatch(account_id) else OTHER})
 
 
 @lru_cache(SHAPES_KEPT)
-def accept_shape(route: str, status: int, outcome: str, kinds: tuple[str, ...], events: int, key_kind: str, key_fingerprint: str) -> bytes:
-    """Encode what accept spans have in common; ``outcome`` is ``success``, ``partial`` or the error's type."""
-    failed = status >= SERVER_ERRORS
+def accept_shape(
+    route: str, status: int | None, outcome: str, kinds: tuple[str, ...], events: int, key_kind: str, key_fingerprint: str
+) -> bytes:
+    """Encode what accept spans have in common; ``outcome`` is ``success``, ``partial`` or the error's type.
+
+    ``status`` None: nobody was left to be answered.
+    """
+    failed = status is None or status >= SERVER_ERRORS
     attributes: dict[str, Value] = {
         "http.request.method": "POST",
+        "url.scheme": "http",
         "http.route": route,
-        "http.response.status_code": status,
+        "http.response.status_code": status or "",
         "error.type": outcome if failed else "",
         "messaging.system": "amocrm",
         "messaging.operation.name": "accept",
         "messaging.operation.type": "process",
-        "amo.entity_actions": tuple(kind if ENTITY_ACTION.fullmatch(kind) else UNKNOWN for kind in kinds),
+        "amo.entity_actions": kinds,
         "amo.events": events,
         "amo.key.kind": key_kind,
         "amo.key.fingerprint": key_fingerprint,

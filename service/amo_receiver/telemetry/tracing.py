@@ -69,7 +69,7 @@ class Tracing:
         self,
         span: OpenSpan,
         route: str,
-        status: int,
+        status: int | None,
         outcome: str,
         *,
         delivery_id: str = "",

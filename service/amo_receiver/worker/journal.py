@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
+from amo_receiver.amocrm.words import kind_word
 from amo_receiver.log import get_logger
 from amo_receiver.notify import Kind, Notifier, dead_letters
 from amo_receiver.telemetry.current import log_fields, under
@@ -109,7 +110,7 @@ def _write(event: Any, failure: Failure | None, state: str, span: Span) -> None:
     fields |= log_fields(open_span(span))
     if failure is not None and failure.bug is not None:
         fields["exc_info"] = failure.bug
-    name = f"{event.entity}.{event.action}".rstrip(".")
+    name = kind_word(event.entity, event.action)
     if failure is None:
         log.info("Event applied on retry: %s", name, **fields)
     elif state == "dead":
