@@ -52,4 +52,4 @@ def watched(lasting: Watched, report: Report) -> Iterator[Watched]:
     yield lasting
     lasting.require_sound()
     if lasting.has_grown():
-        report.say(f"RSS {lasting.begun_mib:.0f} MiB before, {lasting.rss_mib():.0f} MiB after")
+        report.say(f"RSS {lasting.begun_mib:.0f} MiB before, {lasting.peak_mib():.0f} MiB at most, {lasting.rss_mib():.0f} MiB after")

@@ -1,7 +1,7 @@
 """What no HTTP library would send: cut, false, endless and malformed requests on raw sockets.
 
-After each of them the service must be the same process, still accept, have logged no error, and be no larger than stated in
-``watched.py``. The fixture ``watched`` sees to that.
+After each of them the service must be the same process, still accept, have logged no error, and never have been larger than stated
+in ``watched.py``. The fixture ``watched`` sees to that.
 """
 
 from __future__ import annotations
@@ -10,23 +10,30 @@ import asyncio
 import gzip
 import json
 import os
+import resource
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
+from amo_receiver.connection import MANY_CONNECTIONS, STALL_SECONDS
 from hostile.watched import KEPT, MOST_MIB, good_body, post
 from hostile.wire import PATIENCE_SECONDS, Wire, chunk, connected, head, whole
 from integration.load import PATH, TOKEN_PATH
 from servers import run_sql, signed_headers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hostile.report import Report
     from hostile.watched import Watched
 
 MIB = 1024 * 1024
 HALF_OPEN = 500
+SILENT = 1_200
+"""More connections than the files that a process may have open by default, and than are let idle for long."""
+DRIBBLE_SECONDS = 0.5
 PIPELINED = 300
 CHUNKED = "Transfer-Encoding: chunked"
 HALVES = (
@@ -221,7 +228,6 @@ async def test_pipelined_requests_are_answered_in_order(watched: Watched) -> Non
 )
 async def test_an_endless_pipeline_does_not_fill_the_memory(watched: Watched, report: Report, request_bytes: bytes) -> None:
     """A sender that never stops to read an answer gets no more memory than one that does."""
-    peak = 0.0
     block = request_bytes * (MIB // len(request_bytes))
     async with connected(watched.url) as wire:
         reading = asyncio.create_task(wire.answers())
@@ -230,9 +236,9 @@ async def test_an_endless_pipeline_does_not_fill_the_memory(watched: Watched, re
             with suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await wire.send(block)
-            peak = max(peak, watched.rss_mib())
         reading.cancel()
-    report.say(f"peak {peak:.0f} MiB")
+    assert watched.peak_mib() <= MOST_MIB
+    report.say(f"peak {watched.peak_mib():.0f} MiB")
 
 
 async def test_senders_that_hang_up_while_they_are_answered_are_no_error(watched: Watched) -> None:
@@ -250,10 +256,8 @@ async def test_answers_that_nobody_reads_do_not_fill_the_memory(watched: Watched
     """A sender that only asks and never listens is not answered beyond what the connection holds, and is hung up on in the end."""
     request = head(None, method="GET", path="/openapi.json")
     async with connected(watched.url) as wire:
-        sending = asyncio.create_task(wire.send(*(request * 500 for _ in range(100))))
-        while not sending.done():
-            await asyncio.sleep(0.1)
-            assert watched.rss_mib() <= MOST_MIB
+        await wire.send(*(request * 500 for _ in range(100)))
+        assert watched.peak_mib() <= MOST_MIB
         await wire.hung_up()
 
 
@@ -268,6 +272,31 @@ async def test_who_stops_halfway_is_hung_up_on_and_who_goes_on_is_not(watched: W
         while not closed.done():
             assert (await steady.ask(whole(good_body()))).status == 200
             await asyncio.sleep(0.5)
+        await closed
+
+
+@pytest.mark.parametrize(
+    ("begun", "byte"),
+    [
+        (b"", b"A"),
+        (head(MIB)[:-2], b"a"),
+        (head(MIB), b"a"),
+        (head(MIB, path=PATH + "/wrong"), b"a"),
+        (head(None, CHUNKED) + b"fffff\r\n", b"a"),
+    ],
+    ids=["method", "headers", "body", "stranger's body", "chunk"],
+)
+async def test_who_dribbles_for_ever_is_hung_up_on(watched: Watched, begun: bytes, byte: bytes) -> None:
+    """A byte twice a second, longer than the service waits at most: bytes are no progress, only a request that is complete."""
+    async with connected(watched.url) as wire:
+        await wire.send(begun)
+        closed = asyncio.create_task(wire.hung_up())
+        for _ in range(int(3 * STALL_SECONDS / DRIBBLE_SECONDS)):
+            await wire.send(byte)
+            await asyncio.wait({closed}, timeout=DRIBBLE_SECONDS)
+            if closed.done():
+                break
+        assert closed.done()
         await closed
 
 
@@ -412,3 +441,37 @@ async def test_many_half_open_connections_hold_up_nobody(watched: Watched, repor
     finally:
         for wire in wires:
             await wire.close()
+
+
+@contextmanager
+def many_files(*pids: int) -> Iterator[None]:
+    """Let processes have as many files open as they may be allowed; where that is too few, the test is skipped."""
+    before = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids}
+    if min(hard for _, hard in before.values()) < 2 * SILENT:
+        pytest.skip(f"the hard limit on open files (ulimit -Hn) is below {2 * SILENT}")
+    try:
+        for pid, (_, hard) in before.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+        yield
+    finally:
+        for pid, limits in before.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+async def test_many_strangers_that_are_refused_and_stay_hold_up_nobody(watched: Watched, report: Report) -> None:
+    """Over a thousand that are told 401 and then say nothing: good requests are accepted, and the strangers are hung up on soon."""
+    assert SILENT > 2 * MANY_CONNECTIONS
+    refused = head(0, path=PATH + "/wrong")
+    with many_files(os.getpid(), watched.service.pid):
+        wires = [await Wire.to(watched.url) for _ in range(SILENT)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                answers = [group.create_task(wire.ask(refused)) for wire in wires]
+            assert {task.result().status for task in answers} == {401}
+            for _ in range(50):
+                assert (await asyncio.to_thread(post, watched.url, good_body()))[0] == 200
+            report.say(f"{SILENT} silent connections: {watched.rss_mib():.0f} MiB")
+            assert set(await asyncio.gather(*(wire.hung_up() for wire in wires))) == {b""}
+        finally:
+            for wire in wires:
+                await wire.close()
