@@ -61,9 +61,14 @@ def connect_arguments(url: str) -> dict[str, Any]:
 
 
 def span_attributes(url: str) -> dict[str, str | int]:
-    """Return what spans say of the database: its server and name, never the user or password."""
+    """Return what spans say of the database: its name, and its server if there is only one to go to, never the user or password."""
     parts = urlsplit(url)
-    named = {"server.address": parts.hostname, "server.port": parts.port, "db.namespace": parts.path.strip("/")}
+    named: dict[str, str | int | None] = {"db.namespace": parts.path.strip("/")}
+    if "," not in parts.netloc.rpartition("@")[2]:
+        try:
+            named |= {"server.address": parts.hostname, "server.port": parts.port}
+        except ValueError:
+            raise ConfigurationError("The port in DB_URL must be a number from 0 to 65535.") from None
     return {name: value for name, value in named.items() if value}
 
 

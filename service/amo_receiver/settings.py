@@ -21,6 +21,8 @@ DEV_LOG_FILE = Path("logs/app.log")
 
 SHORTEST_SECRET_CHARS = 16
 FEWEST_DISTINCT_CHARS = 8
+FEWEST_RETENTION_DAYS = 14
+"""Up to a week of silence is compared with the same stretch a week before (telemetry/metrics_stored.py)."""
 PLACEHOLDERS = frozenset({"changeme", "placeholder", "replaceme", "testsecret", "testtoken", "todo"})
 PLACEHOLDER_SHAPE = re.compile(r"your[_-].*|<.*>|\{.*\}|x{3,}|\*{3,}|\.{3,}", re.IGNORECASE)
 SERVER_PARAMETERS = {"host", "port", "target_session_attrs"}
@@ -250,6 +252,11 @@ def _warnings(settings: Settings, dev: bool) -> list[str]:
         warnings.append("AMOCRM_WEBHOOK_TOKEN without AMOCRM_ACCOUNT_ID is accepted for any account: set AMOCRM_ACCOUNT_ID")
     if settings.statement_timeout_ms >= settings.answer_budget_ms:
         warnings.append("STATEMENT_TIMEOUT_MS is not below ANSWER_BUDGET_MS: one stuck statement uses the whole budget")
+    if settings.retention_processed_days < FEWEST_RETENTION_DAYS:
+        warnings.append(
+            f"RETENTION_PROCESSED_DAYS is below {FEWEST_RETENTION_DAYS}: an account that goes silent is not noticed, "
+            "because the week before is pruned"
+        )
     return warnings
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
+from opentelemetry.sdk.trace import TracerProvider
 
 from amo_receiver.database import DatabaseTimeout
 from amo_receiver.inbox.delivery import cut_body
@@ -16,6 +18,9 @@ from amo_receiver.inbox.lookup import NIL, Lookup
 from amo_receiver.inbox.repository import CLAIM, Repository
 from amo_receiver.inbox.states import DEFERRAL_SECONDS, DELAYS_SECONDS, MAX_ATTEMPTS, MAX_CLAIMS, MAX_DEFERRAL_SECONDS
 from amo_receiver.telemetry.metrics import Metrics
+from amo_receiver.telemetry.rare import EncodeAtEnd
+from amo_receiver.telemetry.setup import Telemetry
+from amo_receiver.telemetry.tracing import Tracing
 from amo_receiver.worker.journal import AttemptJournal
 from exposition import read, sample
 from factories import ACCOUNT, digital_pipeline_lead, form_body, json_body, lead
@@ -211,6 +216,24 @@ async def test_events_that_were_not_reached_while_others_waited_for_locks_are_gi
     assert "applied on retry" not in caplog.text
 
 
+class Ended:
+    """Spans of a worker as they are when they have ended, and what they say of their end."""
+
+    def __init__(self) -> None:
+        self._encoded: list[bytes] = []
+
+    def telemetry(self) -> Telemetry:
+        """Return tracing that leads here."""
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(EncodeAtEnd(self._encoded.append))
+        return Telemetry(Tracing(self._encoded.append), provider.get_tracer("test"))
+
+    def attributes(self, name: str) -> dict[str, str]:
+        """Return the outcome and the error of the one span of this name."""
+        (span,) = [span for each in self._encoded for span in ScopeSpans.FromString(each).spans if span.name == name]
+        return {each.key: each.value.string_value for each in span.attributes if each.key in ("amo.outcome", "error.type")}
+
+
 class AwayWhenNoting(Repository):
     """A repository whose database is away whenever an attempt is to be given back."""
 
@@ -225,11 +248,15 @@ async def test_an_attempt_is_given_back_even_if_the_database_is_away_by_then(
     await accept(repository, delivered(leads(GOOD)))
     await make_pending(connection, attempts=2)
     away = AwayWhenNoting(repository.engine, timeout_seconds=10, lock_timeout_ms=50)
-    retry = retrying(away)
+    metrics, tracing = Metrics(), Ended()
+    retry = retrying(away, journal=AttemptJournal(tracing.telemetry(), metrics))
     async with connect(database_url) as holder, holder.transaction():
         await holder.execute("SELECT 1 FROM leads FOR UPDATE")
         with pytest.raises(DatabaseTimeout):
             await retry.run_due()
+        assert (await read(metrics))[sample("amo_attempts_total", amo_attempt_kind="retry", amo_outcome="deferred")] == 1
+        assert tracing.attributes("retry") == {"amo.outcome": "deferred", "error.type": "55P03"}
+        assert tracing.attributes("batch") == {"error.type": "DatabaseTimeout"}
         assert (await event_of(connection, GOOD))["attempts"] == 3
         with pytest.raises(DatabaseTimeout):
             await retry.run_due()

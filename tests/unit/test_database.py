@@ -7,7 +7,7 @@ import pytest
 from asyncpg import exceptions as pg
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from amo_receiver.database import DatabaseTimeout, connect_arguments, describe, is_temporary, is_worth_repeating
+from amo_receiver.database import DatabaseTimeout, connect_arguments, describe, is_temporary, is_worth_repeating, span_attributes
 from amo_receiver.errors import ConfigurationError
 
 
@@ -67,3 +67,34 @@ def test_another_url_is_refused(url: str) -> None:
     """One sentence says what it must begin with."""
     with pytest.raises(ConfigurationError, match="postgresql://"):
         connect_arguments(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "attributes"),
+    [
+        ("postgresql://u:p@h:6432/d", {"server.address": "h", "server.port": 6432, "db.namespace": "d"}),
+        ("postgresql://u:p@[::1]/d", {"server.address": "::1", "db.namespace": "d"}),
+        ("postgresql://u:p@h1:5432,h2:5432/d", {"db.namespace": "d"}),
+        ("postgresql://u:p,p@h1/d?target_session_attrs=primary", {"server.address": "h1", "db.namespace": "d"}),
+        ("postgresql:///d?host=/run/postgresql", {"db.namespace": "d"}),
+        ("", {}),
+    ],
+)
+def test_spans_name_the_server_where_there_is_one(url: str, attributes: dict[str, object]) -> None:
+    """Of several it is not known which one a call goes to."""
+    assert span_attributes(url) == attributes
+
+
+def test_several_hosts_are_asyncpgs_to_choose_from() -> None:
+    """They reach it as they are written."""
+    assert connect_arguments("postgresql://u@h1:5432,h2:5433/d?target_session_attrs=read-write")["dsn"] == (
+        "postgresql://u@h1:5432,h2:5433/d?target_session_attrs=read-write"
+    )
+
+
+@pytest.mark.parametrize("port", ["x", "99999"])
+def test_a_port_that_is_none_is_one_sentence(port: str) -> None:
+    """Without the URL, which has the password."""
+    with pytest.raises(ConfigurationError, match="^The port in DB_URL must be") as caught:
+        span_attributes(f"postgresql://u:password@h:{port}/d")
+    assert caught.value.__suppress_context__

@@ -15,7 +15,8 @@ from pydantic import SecretStr, ValidationError
 
 from amo_receiver.amocrm.keyring import LONGEST_ACCOUNT_CHARS, LONGEST_TOKEN_CHARS
 from amo_receiver.errors import ConfigurationError
-from amo_receiver.settings import Settings, check, load_settings, settings_table
+from amo_receiver.settings import FEWEST_RETENTION_DAYS, Settings, check, load_settings, settings_table
+from amo_receiver.telemetry.metrics_stored import SILENT_DAYS
 
 MARK = "MARKEDsecretMARKED"
 STRONG = "Zr8-kQ2vX9_mT4bL7wPd"
@@ -325,6 +326,14 @@ def test_a_weak_secret_is_warned_of(secret: str, weak: bool, dev: bool) -> None:
         warnings = check(good(amocrm_account_id="31", **{name: secret}), dev)
         assert [warning.startswith(f"{name.upper()} is weak") for warning in warnings] == [True] * weak
         assert secret not in "".join(warnings)
+
+
+@pytest.mark.parametrize(("days", "warned"), [(13, True), (14, False)])
+def test_a_retention_that_hides_silent_accounts_is_warned_of(days: int, warned: bool) -> None:
+    """They are noticed by what came a week before their silence, which may itself last a week."""
+    warnings = check(good(retention_processed_days=days), dev=False)
+    assert [warning.startswith("RETENTION_PROCESSED_DAYS is below 14") for warning in warnings] == [True] * warned
+    assert FEWEST_RETENTION_DAYS == 2 * SILENT_DAYS
 
 
 def test_a_secret_with_a_line_break_around_it_is_warned_of() -> None:

@@ -162,6 +162,9 @@ CONFIGURATION = {
     "STATEMENT_TIMEOUT_MS is not below ANSWER_BUDGET_MS: one stuck statement uses the whole budget": (
         "STATEMENT_TIMEOUT_MS не меньше ANSWER_BUDGET_MS: один зависший запрос займёт всё время на ответ"
     ),
+    "RETENTION_PROCESSED_DAYS is below {number}: an account that goes silent is not noticed, because the week before is pruned": (
+        "RETENTION_PROCESSED_DAYS меньше {number}: если аккаунт замолчит, это не будет замечено, ведь неделя для сравнения уже удалена"
+    ),
     "NOTIFY_URL: {numbers} of {total} is no address that Apprise knows": (
         "NOTIFY_URL: такого адреса Apprise не знает (номер {numbers}, всего {total})"
     ),

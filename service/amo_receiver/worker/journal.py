@@ -45,15 +45,19 @@ class AttemptJournal:
         tracing = self._telemetry.tracing
         spans = {event.id: self._begin(event) for event in due}
         batch = tracing.batch() if tracing else None
+        error_type = ""
         try:
             with under(batch):
                 yield spans
+        except Exception as error:
+            error_type = type(error).__name__
+            raise
         finally:
             for span in spans.values():
                 span.end()
             if tracing and batch:
                 opened = [each for span in spans.values() if (each := open_span(span))]
-                tracing.end_batch(batch, opened, len({event.delivery_id for event in due}), len(due))
+                tracing.end_batch(batch, opened, len({event.delivery_id for event in due}), len(due), error_type)
 
     def _begin(self, event: Any) -> Span:
         """Begin an attempt's span: a trace of its own, days later perhaps, that links back to the acceptance."""

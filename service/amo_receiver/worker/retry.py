@@ -166,9 +166,13 @@ class Retry:
                         event.account_id, event.id, event.attempts, kind_of(event), failure, started_at, traceparent_of(spans[event.id])
                     )
                 )
-        states = await self._repository.fail(*failed) if failed.failures else {}
-        states |= await self._give_back()
-        self._journal.ended(due, outcomes, states, spans)
+        states: dict[str, tuple[str, int]] = {}
+        try:
+            if failed.failures:
+                states |= await self._repository.fail(*failed)
+            states |= await self._give_back()
+        finally:  # what was attempted is told where it cannot be written down, too
+            self._journal.ended(due, outcomes, states, spans)
 
     async def _give_back(self) -> dict[str, tuple[str, int]]:
         """Give back the attempts that the database's trouble cost; where it lasts, before the next claim, or each would count after all."""
