@@ -1,4 +1,4 @@
-"""When each key last authenticated a delivery, so that a rotation knows whether an old one is still in use.
+"""When each key last authenticated a delivery, and for which account, so that a rotation knows who still uses an old one.
 
 Expands only: code that knows nothing of the table runs on as before.
 """
@@ -14,11 +14,12 @@ depends_on = None
 
 TABLE = """
 CREATE TABLE key_matches (
+    account_id text NOT NULL,
     source text NOT NULL,
     kind text NOT NULL,
     fingerprint text NOT NULL,
     matched_at timestamptz NOT NULL,
-    PRIMARY KEY (source, kind, fingerprint)
+    PRIMARY KEY (account_id, source, kind, fingerprint)
 )
 """
 

@@ -16,7 +16,7 @@ from sqlalchemy import event
 from amo_receiver.amocrm.keyring import Key, Keyring, Match, Source, fingerprint
 from amo_receiver.app import MATCHES_SECONDS
 from amo_receiver.database import create_engine
-from amo_receiver.inbox.matches import LAG, READ_SECONDS, Matches
+from amo_receiver.inbox.matches import LAG, MOST_ACCOUNTS, OTHERS, READ_SECONDS, Matches
 from amo_receiver.worker.maintenance import UNUSED_KEY_DAYS, prune
 from in_process import JSON, PATH, TOKEN_PATH, running, settings_for
 from servers import CLIENT_SECRET, WEBHOOK_TOKEN, connect, run_sql, signed_headers
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OLD, NEW = Key("url_key", b"old", "previous"), Key("url_key", b"new")
 ACME = Source("acme", "acme", 7, None, (OLD, NEW))
 KEYRING = Keyring((ACME,))
-TABLE = "SELECT source, kind, fingerprint, matched_at FROM key_matches ORDER BY fingerprint"
+TABLE = "SELECT account_id, source, kind, fingerprint, matched_at FROM key_matches ORDER BY fingerprint, account_id"
 WRITTEN = (
     "CREATE TABLE written (number bigserial PRIMARY KEY, matched_at timestamptz)",
     """CREATE FUNCTION note_written() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -65,10 +65,10 @@ class Process:
         event.listen(engine.sync_engine, "before_cursor_execute", self._count)
 
     def _count(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        self.calls += statement.startswith("SELECT source")
+        self.calls += statement.lstrip().startswith("SELECT account_id")
 
-    def match(self, key: Key, seconds_ago: float = 0) -> None:
-        self.matches.note(Match(ACME, key.fingerprint, key.kind, None), int((self.clock.now - seconds_ago) * 1e9))
+    def match(self, key: Key, seconds_ago: float = 0, account: str | None = None) -> None:
+        self.matches.note(Match(ACME, key.fingerprint, key.kind, account), int((self.clock.now - seconds_ago) * 1e9))
 
     async def exchange(self, keyring: Keyring = KEYRING, **options: Any) -> None:
         await self.matches.exchange(self.engine, keyring, **options)
@@ -77,6 +77,11 @@ class Process:
         """Return what the report says of each key."""
         keys = [key for source in self.matches.report(keyring)["sources"] for key in source["keys"]]
         return {key["fingerprint"]: at and datetime.fromisoformat(at) for key in keys for at in [key["last_matched_at"]]}
+
+    def accounts(self, key: Key) -> tuple[dict[str, datetime], bool]:
+        """Return what the report says of each account of a key, and whether these are all."""
+        [found] = [each for each in self.matches.report(KEYRING)["sources"][0]["keys"] if each["fingerprint"] == key.fingerprint]
+        return {account: datetime.fromisoformat(at) for account, at in found["accounts"].items()}, found["accounts_complete"]
 
 
 @pytest.fixture
@@ -151,7 +156,47 @@ async def test_at_the_end_everything_is_written(database_url: str, clock: Clock)
         first.match(OLD, 45)
         await first.exchange(lag=timedelta())
     rows = run_sql(database_url, TABLE)
-    assert [tuple(row) for row in rows] == [("acme", "url_key", OLD.fingerprint, clock.moment() - timedelta(seconds=40))]
+    assert [tuple(row) for row in rows] == [("", "acme", "url_key", OLD.fingerprint, clock.moment() - timedelta(seconds=40))]
+
+
+async def test_each_account_of_a_url_key_is_known(database_url: str, clock: Clock) -> None:
+    """To every process, each once a minute in the table; the key's own last match is the latest of them."""
+    run_sql(database_url, *WRITTEN)
+    async with processes(database_url, clock) as (here, there):
+        for second in range(120, 0, -5):
+            here.match(OLD, second, "1")
+            here.match(OLD, second - 2, "2")
+            await here.exchange()
+        there.match(OLD, 1, "3")
+        await there.exchange()
+        moments = {account: clock.moment() - timedelta(seconds=ago) for account, ago in (("1", 5), ("2", 3), ("3", 1))}
+        assert here.accounts(OLD) == ({account: moments[account] for account in "12"}, True)
+        known, is_complete = there.accounts(OLD)
+        assert is_complete
+        assert known.keys() == moments.keys()
+        assert all(moments[account] - at <= LAG for account, at in known.items())
+        assert there.shown()[OLD.fingerprint] == moments["3"]
+        assert there.accounts(NEW) == ({}, True)
+    assert [row[0] for row in run_sql(database_url, "SELECT count(*) FROM written")] == [5]
+
+
+async def test_a_crowd_of_accounts_is_bounded(database_url: str, clock: Clock) -> None:
+    """In memory, in the table and in the report, which says that there are more; what the crowd beyond does counts for all of it."""
+    async with processes(database_url, clock) as (here, there):
+        for number in range(3 * MOST_ACCOUNTS):
+            here.match(OLD, 60, f"here-{number}")
+            there.match(OLD, 30, f"there-{number}")
+        for _ in range(2):
+            await asyncio.gather(here.exchange(lag=timedelta()), there.exchange(lag=timedelta()))
+            clock.now += READ_SECONDS
+        here.match(OLD, 0, "another")
+        for process in (here, there):
+            accounts, is_complete = process.accounts(OLD)
+            assert (len(accounts), is_complete) == (MOST_ACCOUNTS, False)
+        assert here.shown()[OLD.fingerprint] == clock.moment()
+        assert "another" not in here.accounts(OLD)[0]
+    assert len(run_sql(database_url, TABLE)) == 2 * MOST_ACCOUNTS + 1
+    assert OTHERS in {row["account_id"] for row in run_sql(database_url, TABLE)}
 
 
 async def test_keys_that_are_no_longer_held_are_forgotten_once_written(database_url: str, clock: Clock) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from amo_receiver.amocrm.keyring import Key, Keyring, Match, Source
-from amo_receiver.inbox.matches import Matches
+from amo_receiver.inbox.matches import MOST_ACCOUNTS, Matches
 
 AT = 1_795_341_600.25
 SHOWN = "2026-11-22T10:00:00.250000Z"
@@ -26,8 +26,8 @@ class Outage:
         raise ConnectionRefusedError
 
 
-def match(key: Key, source: Source = ACME) -> Match:
-    return Match(source, key.fingerprint, key.kind, None)
+def match(key: Key, source: Source = ACME, account: str | None = None) -> Match:
+    return Match(source, key.fingerprint, key.kind, account)
 
 
 def ns(seconds: float) -> int:
@@ -49,6 +49,33 @@ def test_the_report_names_each_keys_last_match() -> None:
     token = KEYRING.verify_token("plain", None)  # type: ignore[arg-type]
     matches.note(token, ns(AT + 1))
     assert last_matches(matches) == [SHOWN, None, SHOWN.replace("00.25", "01.25")]
+
+
+def test_the_report_names_each_account_of_a_url_key() -> None:
+    """Until there are too many of them: those that are known go on, and it says that there are others."""
+    matches = Matches(lambda: AT)
+    for number in range(MOST_ACCOUNTS):
+        matches.note(match(OLD, account=str(number)), ns(AT - 1))
+    [old, new], [token] = (source["keys"] for source in matches.report(KEYRING)["sources"])
+    assert (len(old["accounts"]), old["accounts_complete"]) == (MOST_ACCOUNTS, True)
+    assert (new["accounts"], new["accounts_complete"], "accounts" in token) == ({}, True, False)
+    matches.note(match(OLD, account="one too many"), ns(AT))
+    matches.note(match(OLD, account="7"), ns(AT))
+    report = matches.report(KEYRING)
+    old = report["sources"][0]["keys"][0]
+    assert (len(old["accounts"]), old["accounts_complete"]) == (MOST_ACCOUNTS, False)
+    assert (old["accounts"]["7"], old["accounts"]["8"] < SHOWN, old["last_matched_at"]) == (SHOWN, True, SHOWN)
+    assert report["reported_at"] == SHOWN
+
+
+def test_a_client_secret_is_of_no_single_account() -> None:
+    """Its signatures name an account, but the sender is one."""
+    matches, signing = Matches(), Key("client_secret", b"signing")
+    source = Source("acme", "acme", 7, None, (signing,))
+    for account in ("1", "2"):
+        matches.note(match(signing, source, account), ns(AT))
+    (key,) = matches.report(Keyring((source,)))["sources"][0]["keys"]
+    assert (key["last_matched_at"], "accounts" in key) == (SHOWN, False)
 
 
 def test_sources_with_the_same_secret_are_told_apart() -> None:

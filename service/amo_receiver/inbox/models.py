@@ -187,10 +187,11 @@ class Token(Base):
 
 
 class KeyMatch(Base):
-    """When a key was last used; written at most once a minute, and kept for 90 days after that."""
+    """When a key was last used; written at most once a minute for each account, and kept for 90 days after that."""
 
     __tablename__ = "key_matches"
 
+    account_id: Mapped[str] = _key("The account whose URL it was; '' for other keys than url_key, '*' for those beyond the first 200.")
     source: Mapped[str] = _key("The configured sender whose key it is.")
     kind: Mapped[str] = _key("client_secret, url_key or token.")
     fingerprint: Mapped[str] = _key("First 12 hex digits that name the key.")
