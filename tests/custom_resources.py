@@ -62,6 +62,16 @@ RIGHT = [
     ),
     Example(MIGRATION, {**MIGRATE, "lockTimeout": "100ms", "backoffLimit": 10, "imagePullSecrets": ["registry"]}),
     Example(MIGRATION, {**MIGRATE, "resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "256Mi", "example.com/gpu": 1}}}),
+    Example(
+        MIGRATION,
+        {
+            **MIGRATE,
+            "nodeSelector": {"disk": "ssd"},
+            "tolerations": [{"operator": "Exists"}],
+            "volumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+            "volumeMounts": [{"name": "ca", "mountPath": "/etc/ca"}],
+        },
+    ),
 ]
 
 WRONG = [
@@ -112,6 +122,10 @@ WRONG = [
         MIGRATION, {**MIGRATE, "activeDeadline": "5s", "lockTimeout": "5s"}, "spec.activeDeadline", "activeDeadline must be longer than"
     ),
     Example(MIGRATION, {**MIGRATE, "resources": "small"}, "spec.resources"),
+    Example(MIGRATION, {**MIGRATE, "nodeSelector": {str(number): "" for number in range(21)}}, "spec.nodeSelector"),
+    Example(MIGRATION, {**MIGRATE, "tolerations": [{}] * 21}, "spec.tolerations"),
+    Example(MIGRATION, {**MIGRATE, "volumes": ["ca"]}, "spec.volumes"),
+    Example(MIGRATION, {**MIGRATE, "volumeMounts": "ca"}, "spec.volumeMounts"),
 ]
 
 REFUSED_CHANGES = [

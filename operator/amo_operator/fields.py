@@ -98,6 +98,12 @@ Fingerprints: TypeAlias = Annotated[tuple[Fingerprint, ...], Field(max_length=10
 ObjectNames: TypeAlias = Annotated[tuple[ObjectName, ...], Field(max_length=20), AS_SET, DISTINCT]
 
 
+OPAQUE = Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+Opaque: TypeAlias = Annotated[dict[str, Any], OPAQUE]
+"""Part of a pod's spec: what the API server takes for it is the API server's business."""
+Opaques: TypeAlias = Annotated[tuple[Opaque, ...], Field(max_length=20)]
+
+
 class Model(BaseModel):
     """What all parts of the custom resources have in common; fields that are not known are a later version's and ignored."""
 
@@ -121,3 +127,20 @@ class Model(BaseModel):
         if cls.rules:
             handler.resolve_ref_schema(schema)["x-kubernetes-validations"] = [rule.document() for rule in cls.rules]
         return schema
+
+
+class PodSettings(Model):
+    """What a cluster may ask of a Job's pod; none of it is part of the work that the Job is named for."""
+
+    image_pull_secrets: ObjectNames = ()
+    """Names of the Secrets with which the image is pulled."""
+    resources: Opaque | None = None
+    """Requests and limits of the container, as in any pod."""
+    node_selector: Annotated[Opaque | None, Field(max_length=20)] = None
+    """Labels of the nodes on which it may run."""
+    tolerations: Opaques = ()
+    """Taints of nodes that it bears."""
+    volumes: Opaques = ()
+    """Volumes of the pod, such as the CA of a verify-full DSN."""
+    volume_mounts: Opaques = ()
+    """Where the container mounts them."""

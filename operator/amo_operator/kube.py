@@ -7,7 +7,7 @@ cached and nothing is tried again here: the next reconcile reads afresh.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,12 @@ import httpx
 from httpx2 import Timeout
 from lightkube import AsyncClient, KubeConfig
 from lightkube.core.exceptions import ApiError
+from lightkube.core.generic_client import BasicRequest
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.batch_v1 import Job as JobResource
 from lightkube.resources.core_v1 import Event, Pod, Secret
-from lightkube.types import CascadeType, PatchType
+from lightkube.types import PatchType
 
 from amo_operator import migration
 from amo_operator.resources import FIELD_MANAGER, NUDGE, secret_texts
@@ -173,48 +174,66 @@ class Kube:
         job = await self._get(JobResource, name)
         if job is None:
             return None
+        known = migration.Job(name, job.metadata.uid, job.metadata.creationTimestamp)
         if job.metadata.deletionTimestamp is not None:
-            return migration.Job(name, "ending")
+            return replace(known, outcome="ending")
         held = {
             each.type: each.message or each.reason or "" for each in (job.status and job.status.conditions) or () if each.status == "True"
         }
-        said, waiting = await self._said(name, job.metadata.uid)
+        known = await self._with_pods(known)
         if "Complete" in held:
-            return migration.Job(name, "complete", said=said)
+            return replace(known, outcome="complete")
         if "Failed" in held:
-            return migration.Job(name, "failed", held["Failed"], said)
-        return migration.Job(name, said=said, waiting=waiting)
+            return replace(known, outcome="failed", failure=held["Failed"])
+        return known
 
-    async def _said(self, job: str, uid: str) -> tuple[str, str]:
-        """Return the newest termination message of a Job's pods, and why a container of them does not start."""
-        messages, waiting = [], ""
-        async for pod in self._client.list(Pod, labels={JOB_OF_POD: job}):
-            if uid not in {each.uid for each in pod.metadata.ownerReferences or ()}:
+    async def _with_pods(self, job: migration.Job) -> migration.Job:
+        """Add the newest termination message of a Job's pods, and why one of them does not start."""
+        messages, waiting, has_pod = [], "", False
+        async for pod in self._client.list(Pod, labels={JOB_OF_POD: job.name}):
+            if job.uid not in {each.uid for each in pod.metadata.ownerReferences or ()}:
                 continue  # of the Job before, which had the same name
+            has_pod = True
+            waiting = waiting or _unscheduled(pod)
             for container in (pod.status and pod.status.containerStatuses) or ():
                 state = container.state
                 if state and state.terminated:
                     messages.append((str(state.terminated.finishedAt), state.terminated.message or ""))
                 elif state and state.waiting and state.waiting.reason not in ("ContainerCreating", "PodInitializing", None):
                     waiting = f"{state.waiting.reason}: {state.waiting.message or ''}"
-        return max(messages, default=("", ""))[1], waiting
+        return replace(job, said=max(messages, default=("", ""))[1], waiting=waiting, has_pod=has_pod)
 
     async def create_job(self, manifest: Mapping[str, Any]) -> None:
-        """Create a Job; that it is there already is as good."""
-        try:
-            await self._client.create(JobResource.from_dict(dict(manifest)))
-        except ApiError as error:
-            if error.response.status_code != HTTPStatus.CONFLICT:
-                raise
+        """Create a Job; that it is there already is as good.
 
-    async def delete_job(self, name: str) -> None:
-        """Delete a Job and its pods; that it is gone already is as good."""
+        :raises ApiError: 400, 403 or 422, it is not taken as it is.
+        """
+        await self._on_jobs("POST", "", manifest, as_good={HTTPStatus.CONFLICT})
+
+    async def delete_job(self, job: migration.Job) -> None:
+        """Delete a Job and its pods; that it is gone already is as good, also if there is another one of its name by now."""
+        body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background", "preconditions": {"uid": job.uid}}
+        await self._on_jobs("DELETE", f"/{job.name}", body, as_good={HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT})
+
+    async def _on_jobs(self, method: str, path: str, body: Mapping[str, Any], *, as_good: set[HTTPStatus]) -> None:
+        """Send a body as it is: lightkube's own delete knows no preconditions, and its models drop fields that are newer than they."""
+        sender = self._client._client  # noqa: SLF001 - it has the connections and the credentials
+        url = f"apis/batch/v1/namespaces/{self._config.namespace}/jobs{path}"
+        request = BasicRequest(method, url, params={"fieldManager": FIELD_MANAGER} if method == "POST" else {}, data=body)
         try:
-            await self._client.delete(JobResource, name, cascade=CascadeType.BACKGROUND)
+            sender.raise_for_status(await sender.send(sender.build_adapter_request(request)))
         except ApiError as error:
-            if error.response.status_code != HTTPStatus.NOT_FOUND:
+            if error.response.status_code not in as_good:
                 raise
 
     async def post_event(self, manifest: Mapping[str, Any]) -> None:
         """Create a Kubernetes Event."""
         await self._client.create(Event.from_dict(dict(manifest)))
+
+
+def _unscheduled(pod: Any) -> str:
+    """Return why a pod has no node, in the scheduler's words."""
+    for each in (pod.status and pod.status.conditions) or ():
+        if each.type == "PodScheduled" and each.status == "False":
+            return f"{each.reason}: {each.message or ''}"
+    return ""

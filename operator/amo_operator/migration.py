@@ -1,7 +1,8 @@
 """What a SchemaMigration needs next, decided from its spec, its status and its Job alone; nothing here talks to anybody.
 
 Completion is recorded in the status by a hash of what was done, so that a Job that is gone means nothing. There is one Job for each
-(image, target, database), named by that hash: two operators, or two releases, make the same one.
+(image, target, database), named by that hash: two operators, or two releases, make the same one. A Job tells of the database as it was
+then: one that is older than what was completed last, or than the object itself, is taken away and made anew.
 """
 
 from __future__ import annotations
@@ -26,17 +27,21 @@ MEND = {
     "Incompatible": "The database is ahead of this release and no longer runs it: go back to a later image.",
 }
 MOST_BLOCKERS = 10
+POD_WITHIN = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A Job as far as it matters: is it over and how, what its last container said, and why a container does not start."""
+    """A Job as far as it matters: is it over and how, what its last container said, and why a pod does not start."""
 
     name: str
+    uid: str
+    made_at: datetime
     outcome: Literal["running", "complete", "failed", "ending"] = "running"
     failure: str = ""
     said: str = ""
     waiting: str = ""
+    has_pod: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +67,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Everything that is known at one moment; ``status`` is the object's own, ``job`` the one of ``job_name``."""
+    """Everything that is known at one moment; ``made_at`` and ``status`` are the object's own, ``job`` the one of ``job_name``."""
 
     now: datetime
     generation: int
+    made_at: datetime
     status: dict[str, Any] = field(default_factory=dict)
     job: Job | None = None
 
@@ -112,24 +118,42 @@ def decide(spec: SchemaMigrationSpec, observed: Observed) -> Decision:
 def _follow(status: dict[str, Any], work: str, job: Job, observed: Observed) -> Decision:
     if job.outcome == "ending":
         return Decision(None, status, Standing("Migrating", "The Job of the last try is being removed.", is_reconciling=True))
+    if _is_of_before(job, observed):
+        message = "The Job of an earlier time is taken away: it does not tell how the database is now."
+        return Decision("delete", status, Standing("Migrating", message, is_reconciling=True))
     result = read_result(job.said)
-    status = _with_result(status, result) | {"job": job.name}
+    seen = _with_result(_with_job(status, job), result)
     if job.outcome == "complete":
-        return _complete(status, work, result, observed.now)
-    is_final = result.outcome in FINAL and not result.is_temporary
-    if job.outcome == "failed" or is_final:  # what its next pods would say is known
-        return _failed(status, result, observed)
-    return Decision(None, status, _running(job, result))
+        return _complete(seen, work, result, observed.now)
+    is_final = result.outcome in FINAL and not result.is_temporary  # what its next pods would say is known
+    has_failed = job.outcome == "failed" or is_final
+    is_changed = observed.status.get("observedGeneration") not in (observed.generation, -1, None)
+    if is_changed and (has_failed or job.waiting or not job.has_pod):
+        return Decision("delete", status, Standing("Migrating", "The spec was changed: trying again.", is_reconciling=True))
+    if has_failed:
+        return _failed(seen, result, observed)
+    return Decision(None, seen, _running(job, result, observed.now))
+
+
+def _is_of_before(job: Job, observed: Observed) -> bool:
+    """Tell whether a Job was made before the one that completed other work, or had ended when the object was not yet there.
+
+    Jobs are compared with each other, not with this process: times of two clocks would take away the Job that runs.
+    """
+    last = observed.status.get("completedJobMadeAt")
+    if last and job.made_at < datetime.fromisoformat(last):
+        return True
+    return job.outcome != "running" and job.made_at < observed.made_at
 
 
 def _kept(spec: SchemaMigrationSpec, observed: Observed) -> dict[str, Any]:
     """Take over from the status what still holds: after a change of the spec, failures of before do not."""
-    names = {"currentRevision", "completedHash", "completedAt"}
+    names = {"currentRevision", "completedHash", "completedAt", "completedJobMadeAt"}
     is_same = observed.status.get("observedGeneration") == observed.generation
     if is_same or observed.status.get("outcome") in DONE:
         names |= {"outcome"}
     if is_same:
-        names |= {"tries", "nextTry", "blockers", "lastError", "job"}
+        names |= {"tries", "nextTry", "blockers", "lastError", "job", "jobMadeAt"}
     kept = {name: value for name, value in observed.status.items() if name in names}
     return {"tries": 0, "blockers": [], **kept, "targetRevision": spec.target_revision}
 
@@ -150,6 +174,15 @@ def _start(status: dict[str, Any], observed: Observed) -> Decision:
     return Decision("create", status, Standing("Migrating", f"Try {status['tries']} begins.", is_reconciling=True))
 
 
+def _with_job(status: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Note which Job is looked at; one that somebody else made is a try too, and has its own pause after it."""
+    made = rfc3339(job.made_at)
+    if status.get("jobMadeAt") != made:
+        tries = max(status["tries"] + ("nextTry" in status), 1)
+        status = {name: value for name, value in status.items() if name != "nextTry"} | {"tries": tries}
+    return status | {"job": job.name, "jobMadeAt": made}
+
+
 def _with_result(status: dict[str, Any], result: Result) -> dict[str, Any]:
     if not result.outcome:
         return status
@@ -160,15 +193,14 @@ def _with_result(status: dict[str, Any], result: Result) -> dict[str, Any]:
 def _complete(status: dict[str, Any], work: str, result: Result, now: datetime) -> Decision:
     outcome = result.outcome if result.outcome in DONE else "Upgraded"
     left = {name: value for name, value in status.items() if name not in {"nextTry", "lastError"}}
-    status = left | {"completedHash": work, "completedAt": rfc3339(now), "outcome": outcome, "blockers": []}
+    status = left | {"completedHash": work, "completedAt": rfc3339(now), "completedJobMadeAt": left["jobMadeAt"]}
+    status |= {"outcome": outcome, "blockers": []}
     return Decision(None, status, _completed(status))
 
 
 def _failed(status: dict[str, Any], result: Result, observed: Observed) -> Decision:
     """Give up on what another try would not change; else take the Job away when its pause is over, so that the next can be made."""
     reason = None if result.is_temporary else FINAL.get(result.outcome)
-    if reason and status.get("job") and observed.status.get("observedGeneration") not in (observed.generation, -1, None):
-        return Decision("delete", status, Standing("Migrating", "The spec was changed: trying again.", is_reconciling=True))
     if reason:
         status = status | {"outcome": result.outcome}
         return Decision(None, status, _stalled(status, reason))
@@ -179,6 +211,12 @@ def _failed(status: dict[str, Any], result: Result, observed: Observed) -> Decis
         status = status | {"nextTry": rfc3339(observed.now + pause)}
     is_due = observed.now >= datetime.fromisoformat(status["nextTry"])
     return Decision("delete" if is_due else None, status, _waiting(status))
+
+
+def refused(decision: Decision, why: str) -> Decision:
+    """Return what becomes of a Job that the API server does not take: no try has begun, and the next round asks again."""
+    status = decision.status | {"tries": decision.status["tries"] - 1}
+    return Decision(None, status, Standing("JobRefused", f"The API server does not take the Job: {why}", is_reconciling=True))
 
 
 def _stalled(status: dict[str, Any], reason: str) -> Standing:
@@ -196,9 +234,12 @@ def _in_the_way(blockers: list[dict[str, Any]]) -> str:
     return ", ".join(f"pid {each['pid']} ({each['state']}, {each['ageSeconds']} s)" for each in blockers)
 
 
-def _running(job: Job, result: Result) -> Standing:
+def _running(job: Job, result: Result, now: datetime) -> Standing:
     if result.blockers:
         return Standing("Blocked", f"No lock on the tables yet: {_in_the_way(list(result.blockers))}.", is_reconciling=True)
     if job.waiting:
-        return Standing("JobWaits", f"The Job's container does not start: {job.waiting}.", is_reconciling=True)
+        return Standing("JobWaits", f"The pod of Job {job.name} does not start: {job.waiting}.", is_reconciling=True)
+    if not job.has_pod and now - job.made_at > POD_WITHIN:
+        told = f"`kubectl describe job {job.name}` tells who refuses it: a quota, Pod Security, a webhook"
+        return Standing("JobWaits", f"Job {job.name} has no pod; {told}.", is_reconciling=True)
     return Standing("Migrating", f"Job {job.name} runs.", is_reconciling=True)

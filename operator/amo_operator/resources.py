@@ -74,6 +74,9 @@ def migration_job(migration: Mapping[str, Any], spec: SchemaMigrationSpec, insta
         "enableServiceLinks": False,
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "imagePullSecrets": [{"name": name} for name in spec.image_pull_secrets],
+        "nodeSelector": spec.node_selector or {},
+        "tolerations": list(spec.tolerations),
+        "volumes": list(spec.volumes),
         "containers": [_container(spec, environment)],
     }
     return {
@@ -103,6 +106,7 @@ def _container(spec: SchemaMigrationSpec, environment: Mapping[str, str]) -> dic
         "args": ["migrate", "upgrade", spec.target_revision, *options],
         "env": variables,
         "resources": spec.resources or RESOURCES,
+        "volumeMounts": list(spec.volume_mounts),
         "terminationMessagePath": RESULT_FILE,
         "terminationMessagePolicy": "File",
         "securityContext": {

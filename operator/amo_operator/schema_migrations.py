@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+
+from lightkube.core.exceptions import ApiError
 
 from amo_operator import migration
 from amo_operator.resources import migration_job
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from amo_operator.conditions import Standing
     from amo_operator.config import Config
     from amo_operator.kube import Kube
     from amo_operator.spec import SchemaMigrationSpec
     from amo_operator.telemetry import Tracing
+
+REFUSALS = {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY}
 
 
 class SchemaMigrations:
@@ -32,14 +36,25 @@ class SchemaMigrations:
         """
         job = await self._kube.job(migration.job_name(spec))
         status = resource.get("status") or {}
-        decision = migration.decide(spec, migration.Observed(now, resource["metadata"]["generation"], status, job))
+        metadata = resource["metadata"]
+        made_at = datetime.fromisoformat(metadata["creationTimestamp"])
+        decision = migration.decide(spec, migration.Observed(now, metadata["generation"], made_at, status, job))
         if decision.act == "create":
-            with self._tracing.change("create jobs"):
-                environment = self._config.collector()
-                if traceparent := self._tracing.traceparent():
-                    environment["TRACEPARENT"] = traceparent
-                await self._kube.create_job(migration_job(resource, spec, self._config.instance, environment))
-        elif decision.act == "delete":
+            decision = await self._create(resource, spec, decision)
+        elif decision.act == "delete" and job is not None:
             with self._tracing.change("delete jobs"):
-                await self._kube.delete_job(migration.job_name(spec))
+                await self._kube.delete_job(job)
         return decision.status, decision.standing
+
+    async def _create(self, resource: dict[str, Any], spec: SchemaMigrationSpec, decision: migration.Decision) -> migration.Decision:
+        with self._tracing.change("create jobs"):
+            environment = self._config.collector()
+            if traceparent := self._tracing.traceparent():
+                environment["TRACEPARENT"] = traceparent
+            try:
+                await self._kube.create_job(migration_job(resource, spec, self._config.instance, environment))
+            except ApiError as error:
+                if error.response.status_code not in REFUSALS:
+                    raise
+                return migration.refused(decision, error.status.message or "")
+        return decision

@@ -15,7 +15,7 @@ from amo_operator.fields import (
     Fingerprints,
     Model,
     ObjectName,
-    ObjectNames,
+    PodSettings,
     Rule,
     ShortDuration,
     duration_text,
@@ -204,7 +204,7 @@ class DatabaseSecretRef(Model):
     """Key within its data."""
 
 
-class SchemaMigrationSpec(Model):
+class SchemaMigrationSpec(PodSettings):
     """Which image takes which database to which revision; durations are written like 1h, 1h30m or 10s."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -240,10 +240,6 @@ class SchemaMigrationSpec(Model):
     """How long one try may take altogether."""
     paused: bool = False
     """While true no new try begins."""
-    image_pull_secrets: ObjectNames = ()
-    """Names of the Secrets with which the image is pulled."""
-    resources: Annotated[dict[str, Any] | None, Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] = None
-    """Requests and limits of the container, as in any pod."""
 
     @property
     def lock_timeout_text(self) -> str:

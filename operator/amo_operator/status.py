@@ -110,10 +110,14 @@ class SchemaMigrationStatus(Status):
     """Hash of the image, database and revision that were last completed; the same is not done again."""
     completed_at: AwareDatetime | None = None
     """When that was."""
+    completed_job_made_at: AwareDatetime | None = None
+    """When the Job that did it was made; one made earlier does not tell how the database is now."""
     outcome: str | None = None
     """What the last finished try came to."""
     job: str | None = None
     """Name of the Job of the last try."""
+    job_made_at: AwareDatetime | None = None
+    """When that Job was made."""
     tries: int | None = None
     """How many tries have begun."""
     next_try: AwareDatetime | None = None

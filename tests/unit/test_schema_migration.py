@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amo_operator.conditions import conditions
-from amo_operator.migration import FIRST_PAUSE, LONGEST_PAUSE, Decision, Job, Observed, decide, job_name, read_result, work_hash
+from amo_operator.migration import FIRST_PAUSE, LONGEST_PAUSE, Decision, Job, Observed, decide, job_name, read_result, refused, work_hash
 from amo_operator.resources import migration_job
 from amo_operator.spec import SchemaMigrationSpec
 
@@ -21,6 +21,12 @@ RESOURCE = {
     "apiVersion": "amo-webhooks.io/v1alpha1",
     "kind": "SchemaMigration",
     "metadata": {"name": "main", "namespace": "crm", "uid": "u-1"},
+}
+ON_THESE_NODES: dict[str, Any] = {
+    "nodeSelector": {"disk": "ssd"},
+    "tolerations": [{"key": "database", "operator": "Exists"}],
+    "volumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+    "volumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
 }
 BLOCKER = {"pid": 7, "state": "idle in transaction", "age_seconds": 12, "query": "0a1b2c3d4e5f"}
 
@@ -33,26 +39,30 @@ def said(outcome: str, **changes: Any) -> str:
     return json.dumps({"outcome": outcome, "from": "0001", "to": "0002", "blockers": [], "error": None, **changes})
 
 
+def a_job(outcome: Any = "running", failure: str = "", made_at: datetime = NOW, **changes: Any) -> Job:
+    return Job("j", f"uid-{made_at}", made_at, outcome, failure, **changes)
+
+
 def failed(outcome: str, **changes: Any) -> Job:
-    return Job("j", "failed", "BackoffLimitExceeded", said(outcome, **changes))
+    return a_job("failed", "BackoffLimitExceeded", said=said(outcome, **changes))
 
 
-def follow(decision: Decision, before: Observed, job: Job | None, **changes: Any) -> Observed:
+def follow(decision: Decision, before: Observed, seen: Job | None, **changes: Any) -> Observed:
     """Return what the next reconcile sees when the status was written."""
-    return replace(before, status=decision.status | {"observedGeneration": before.generation}, job=job, **changes)
+    return replace(before, status=decision.status | {"observedGeneration": before.generation}, job=seen, **changes)
 
 
-FRESH = Observed(NOW, 1, {"observedGeneration": -1})
+FRESH = Observed(NOW, 1, NOW, {"observedGeneration": -1})
 
 
 def test_a_job_is_made_watched_and_its_end_written_down() -> None:
     """From nothing to Ready; afterwards neither the Job's absence nor another reconcile begins anything."""
     begun = decide(spec(), FRESH)
     assert (begun.act, begun.status["tries"], begun.standing.is_reconciling) == ("create", 1, True)
-    running = follow(begun, FRESH, Job("j"))
+    running = follow(begun, FRESH, a_job())
     watched = decide(spec(), running)
     assert (watched.act, watched.standing.reason, watched.status["job"]) == (None, "Migrating", "j")
-    ended = decide(spec(), follow(watched, running, Job("j", "complete", said=said("Upgraded"))))
+    ended = decide(spec(), follow(watched, running, a_job("complete", said=said("Upgraded"))))
     assert (ended.act, ended.standing.reason, ended.standing.is_ready) == (None, "Migrated", True)
     assert (ended.status["completedHash"], ended.status["currentRevision"], ended.status["outcome"]) == (
         work_hash(spec()),
@@ -67,13 +77,13 @@ def test_a_job_is_made_watched_and_its_end_written_down() -> None:
 
 def test_a_complete_job_that_says_nothing_is_complete() -> None:
     """Its pod may be gone before anybody read it."""
-    ended = decide(spec(), replace(FRESH, job=Job("j", "complete")))
+    ended = decide(spec(), replace(FRESH, job=a_job("complete")))
     assert (ended.standing.is_ready, ended.status["completedHash"], "currentRevision" in ended.status) == (True, work_hash(spec()), False)
 
 
 def test_a_later_schema_is_well_and_says_so() -> None:
     """An older image that still runs on it is Ready."""
-    ended = decide(spec(), replace(FRESH, job=Job("j", "complete", said=said("SchemaIsLater", to="0009"))))
+    ended = decide(spec(), replace(FRESH, job=a_job("complete", said=said("SchemaIsLater", to="0009"))))
     assert (ended.standing.reason, ended.standing.is_ready) == ("SchemaIsLater", True)
     assert "0009" in ended.standing.message
     assert decide(spec(), follow(ended, FRESH, None)).standing == ended.standing
@@ -84,7 +94,7 @@ def test_a_later_schema_is_well_and_says_so() -> None:
 )
 def test_the_first_pod_that_fails_for_good_is_enough(outcome: str, is_temporary: bool, stalls: bool) -> None:
     """A person who waits learns of a failed migration before the Job has repeated it as often as it may."""
-    running = Job("j", said=said(outcome, temporary=is_temporary, error="42P07 exists", to=None))
+    running = a_job(said=said(outcome, temporary=is_temporary, error="42P07 exists", to=None))
     assert decide(spec(), replace(FRESH, job=running)).standing.is_stalled is stalls
 
 
@@ -96,26 +106,26 @@ def test_what_another_try_would_not_change_waits_for_another_spec(outcome: str, 
     assert (stuck.act, stuck.standing.reason, stuck.standing.is_stalled) == (None, reason, True)
     assert "42P07" in stuck.standing.message
     assert stuck.status["currentRevision"] == "0001"
-    for job in (seen.job, None):
-        assert decide(spec(), follow(stuck, seen, job, now=NOW + timedelta(days=1))) == stuck
+    for each in (seen.job, None):
+        assert decide(spec(), follow(stuck, seen, each, now=NOW + timedelta(days=1))) == stuck
     changed = follow(stuck, seen, seen.job)
     changed = replace(changed, generation=2)
     again = decide(spec(lockTimeout="1s"), changed)
     assert (again.act, again.standing.is_stalled) == ("delete", False)
-    assert decide(spec(lockTimeout="1s"), follow(again, changed, Job("j", "ending"))).act is None
+    assert decide(spec(lockTimeout="1s"), follow(again, changed, a_job("ending"))).act is None
     assert decide(spec(lockTimeout="1s"), follow(again, changed, None)).act == "create"
     assert decide(spec(image="amo:3"), replace(changed, job=None)).act == "create"
 
 
 def test_blocked_is_tried_again_with_a_growing_pause() -> None:
     """Who is in the way is shown, already while the Job's own tries go on; the Job is taken away when its pause is over."""
-    running = decide(spec(), replace(FRESH, job=Job("j", said=said("Blocked", to=None, blockers=[BLOCKER]))))
+    running = decide(spec(), replace(FRESH, job=a_job(said=said("Blocked", to=None, blockers=[BLOCKER]))))
     assert (running.act, running.standing.reason, running.status["blockers"][0]["ageSeconds"]) == (None, "Blocked", 12)
     observed, pauses = FRESH, []
     for _ in range(9):
         begun = decide(spec(), replace(observed, job=None))
         assert begun.act == "create"
-        ended = follow(begun, observed, failed("Blocked", to=None, blockers=[BLOCKER]))
+        ended = follow(begun, observed, replace(failed("Blocked", to=None, blockers=[BLOCKER]), made_at=observed.now))
         waiting = decide(spec(), ended)
         assert (waiting.act, waiting.standing.reason, waiting.standing.is_reconciling) == (None, "Blocked", True)
         assert "pid 7 (idle in transaction, 12 s)" in waiting.standing.message
@@ -130,13 +140,92 @@ def test_blocked_is_tried_again_with_a_growing_pause() -> None:
 
 def test_a_job_that_fails_without_a_word_is_tried_again() -> None:
     """Nodes die, deadlines pass, images cannot be pulled: the Job's own reason is shown."""
-    ended = decide(spec(), replace(FRESH, job=Job("j", "failed", "Job was active longer than specified deadline")))
+    ended = decide(spec(), replace(FRESH, job=a_job("failed", "Job was active longer than specified deadline")))
     assert (ended.standing.reason, ended.standing.is_reconciling) == ("JobFailed", True)
     assert "longer than specified deadline" in ended.standing.message
     killed = decide(spec(), replace(FRESH, job=failed("Failed", temporary=True, error="The run was killed.", to=None)))
     assert (killed.standing.reason, killed.standing.is_stalled, "nextTry" in killed.status) == ("JobFailed", False, True)
-    waiting = decide(spec(), replace(FRESH, job=Job("j", waiting="ErrImagePull: no such image")))
+    waiting = decide(spec(), replace(FRESH, job=a_job(waiting="ErrImagePull: no such image")))
     assert (waiting.standing.reason, "no such image" in waiting.standing.message) == ("JobWaits", True)
+
+
+@pytest.mark.parametrize("outcome", ["complete", "failed", "running"])
+def test_a_job_from_before_other_work_was_completed_is_done_again(outcome: str) -> None:
+    """After 1, 2 and a rollback to 1 only a new Job tells whether 1 still runs on what 2 has left."""
+    first = follow(decide(spec(), replace(FRESH, job=a_job("complete", said=said("Upgraded")))), FRESH, None, generation=2)
+    second = a_job("complete", made_at=NOW + timedelta(minutes=1), said=said("Upgraded", to="0003"))
+    done = decide(spec(image="amo:3"), replace(first, job=second))
+    assert done.standing.is_ready, "the first one's is older, and is not in the way of the second one's"
+    back = follow(done, first, replace(a_job(outcome, said=said("Upgraded"))), generation=3)
+    again = decide(spec(), back)
+    assert (again.act, again.standing.is_ready, again.standing.is_reconciling) == ("delete", False, True)
+    assert again.status["completedHash"] == work_hash(spec(image="amo:3"))
+    assert decide(spec(), follow(again, back, a_job("ending"))).act is None
+    anew = decide(spec(), follow(again, back, None))
+    assert (anew.act, anew.status["tries"]) == ("create", 1)
+    told = a_job("complete", made_at=NOW + timedelta(minutes=2), said=said("SchemaIsLater", to="0003"))
+    ended = decide(spec(), follow(anew, back, told))
+    assert (ended.standing.reason, ended.status["currentRevision"]) == ("SchemaIsLater", "0003")
+
+
+@pytest.mark.parametrize("ended", [failed("Failed", error="42P07 exists"), a_job("complete", said=said("Upgraded"))])
+def test_what_ended_before_the_object_was_there_is_not_its_own(ended: Job) -> None:
+    """The Job of a deleted object waits for the garbage collector: the new object neither stalls nor is ready by it."""
+    later = replace(FRESH, made_at=NOW + timedelta(seconds=5), now=NOW + timedelta(seconds=6))
+    assert decide(spec(), replace(later, job=ended)).act == "delete"
+    assert decide(spec(), replace(later, job=a_job())).act is None, "one that runs will tell how the database is now"
+    assert decide(spec(), replace(FRESH, job=ended)).act is None, "made within the same second"
+
+
+def test_who_shares_a_job_waits_as_long_as_who_made_it() -> None:
+    """A try that somebody else began counts, and its pause begins at its end, also if nobody saw it run."""
+    begun = decide(spec(), FRESH)
+    waiting = decide(spec(), follow(begun, FRESH, failed("Blocked", blockers=[BLOCKER])))
+    due = datetime.fromisoformat(waiting.status["nextTry"])
+    theirs = replace(FRESH, status=waiting.status | {"observedGeneration": 1}, now=due)
+    for seen in (a_job(made_at=due), replace(failed("Blocked", blockers=[BLOCKER]), made_at=due)):
+        followed = decide(spec(), replace(theirs, job=seen))
+        assert (followed.act, followed.status["tries"]) == (None, 2)
+        ended = replace(failed("Blocked", blockers=[BLOCKER]), made_at=due)
+        paused = decide(spec(), follow(followed, theirs, ended, now=due + timedelta(seconds=5)))
+        assert (paused.act, paused.status["tries"]) == (None, 2)
+        assert datetime.fromisoformat(paused.status["nextTry"]) >= due + 4 * FIRST_PAUSE
+    joined = decide(spec(), replace(FRESH, job=a_job()))
+    assert joined.status["tries"] == 1
+
+
+def test_a_job_without_a_pod_is_told() -> None:
+    """A quota or an admission webhook refuses the pod and not the Job: soon after, not at the deadline, it says where to look."""
+    for seconds, reason in ((29, "Migrating"), (31, "JobWaits")):
+        seen = decide(spec(), replace(FRESH, job=a_job(has_pod=False), now=NOW + timedelta(seconds=seconds)))
+        assert (seen.act, seen.standing.reason) == (None, reason)
+    assert "kubectl describe job j" in seen.standing.message
+    assert decide(spec(), replace(FRESH, job=a_job(), now=NOW + timedelta(minutes=5))).standing.reason == "Migrating"
+
+
+@pytest.mark.parametrize(
+    "seen", [a_job(waiting="Unschedulable: no node"), a_job(has_pod=False), failed("Failed", temporary=True), failed("Blocked")]
+)
+def test_a_changed_spec_is_tried_at_once_unless_a_try_runs(seen: Job) -> None:
+    """A toleration that was added helps a pod without a node only in a new Job; who runs is left to its end."""
+    waiting = decide(spec(), replace(FRESH, job=seen))
+    assert waiting.act is None
+    changed = follow(waiting, FRESH, seen)
+    changed = replace(changed, generation=2)
+    again = decide(spec(tolerations=[{"operator": "Exists"}]), changed)
+    assert (again.act, again.standing.is_reconciling) == ("delete", True)
+    assert decide(spec(), follow(again, changed, None)).act == "create"
+    assert decide(spec(), replace(changed, job=a_job())).act is None
+
+
+def test_a_job_that_the_api_server_does_not_take_is_no_try() -> None:
+    """It is told, and asked again; nothing is counted, so that the status does not change with every round."""
+    begun = decide(spec(), FRESH)
+    told = refused(begun, "spec.template.spec.tolerations[0].operator: Unsupported value")
+    assert (told.standing.reason, told.standing.is_reconciling, told.status["tries"]) == ("JobRefused", True, 0)
+    assert "tolerations[0].operator" in told.standing.message
+    again = decide(spec(), follow(told, FRESH, None))
+    assert (again.act, refused(again, "x").status) == ("create", told.status)
 
 
 def test_paused_makes_no_job() -> None:
@@ -153,6 +242,7 @@ def test_the_work_is_named_by_image_target_and_database() -> None:
     }
     assert len(names) == 4
     assert job_name(spec(backoffLimit=0, lockTimeout="2s", paused=True)) == job_name(spec())
+    assert job_name(spec(**ON_THESE_NODES)) == job_name(spec()), "a toleration does not migrate again"
 
 
 @given(st.one_of(st.text(), st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(
@@ -161,12 +251,12 @@ def test_any_termination_message_can_be_read(text: str) -> None:
     """What is not ours counts as nothing said, and never holds up the reconcile."""
     result = read_result(text)
     assert isinstance(result.outcome, str)
-    assert decide(spec(), replace(FRESH, job=Job("j", "failed", said=text))).standing.reason
+    assert decide(spec(), replace(FRESH, job=a_job("failed", said=text))).standing.reason
 
 
 JOBS = st.one_of(
     st.none(),
-    st.sampled_from([Job("j"), Job("j", "ending"), Job("j", "complete"), Job("j", "failed", "OOM")]),
+    st.sampled_from([a_job(), a_job("ending"), a_job("complete"), a_job("failed", "OOM")]),
     st.sampled_from(["Upgraded", "Unchanged", "SchemaIsLater", "Failed", "Incompatible", "Blocked"]).map(failed),
 )
 
@@ -175,16 +265,16 @@ JOBS = st.one_of(
 def test_whatever_is_seen_it_settles(history: list[tuple[Job | None, int, bool]]) -> None:
     """Any sequence of Jobs, pauses and lost statuses ends Ready, Stalled or waiting with a time; never with nothing to wait for."""
     observed = FRESH
-    for job, seconds, is_lost in history:
-        observed = replace(observed, job=job, now=observed.now + timedelta(seconds=seconds))
+    for seen_then, seconds, is_lost in history:
+        observed = replace(observed, job=seen_then, now=observed.now + timedelta(seconds=seconds))
         decision = decide(spec(), observed)
         if not is_lost:
-            observed = follow(decision, observed, job)
+            observed = follow(decision, observed, seen_then)
     seen = []
     for _ in range(6):
         decision = decide(spec(), observed)
         seen.append(decision.standing)
-        job = {"create": Job("j"), "delete": None}.get(decision.act or "", observed.job)
+        job = {"create": a_job(), "delete": None}.get(decision.act or "", observed.job)
         observed = follow(decision, observed, job)
     standing = seen[-1]
     assert seen[-2] == standing, "decided on its own outcome it does not change its mind"
@@ -197,7 +287,7 @@ def test_a_condition_keeps_the_time_of_its_last_change() -> None:
     """A new reason alone moves no time; each condition names the generation that it is about."""
     first = conditions(decide(spec(), FRESH).standing, [], 1, NOW)
     assert {each["type"]: each["status"] for each in first} == {"Ready": "False", "Reconciling": "True", "Stalled": "False"}
-    done = decide(spec(), replace(FRESH, job=Job("j", "complete"))).standing
+    done = decide(spec(), replace(FRESH, job=a_job("complete"))).standing
     later = conditions(done, first, 2, NOW + timedelta(hours=1))
     assert {each["type"]: each["lastTransitionTime"][11:13] for each in later} == {"Ready": "13", "Reconciling": "13", "Stalled": "12"}
     assert {each["observedGeneration"] for each in later} == {2}
@@ -223,3 +313,12 @@ def test_the_jobs_pod_has_the_rights_of_nobody() -> None:
     assert (job["spec"]["backoffLimit"], job["spec"]["activeDeadlineSeconds"]) == (3, 3600)
     assert (job["metadata"]["name"], job["metadata"]["ownerReferences"][0]["uid"]) == (job_name(spec()), "u-1")
     assert pod["imagePullSecrets"] == [{"name": "pull"}]
+
+
+def test_the_jobs_pod_runs_where_the_cluster_wants_it() -> None:
+    """Nodes, taints and what is mounted are taken over as they are written."""
+    pod = migration_job(RESOURCE, spec(**ON_THESE_NODES), "crm", {})["spec"]["template"]["spec"]
+    assert {name: pod[name] for name in ("nodeSelector", "tolerations", "volumes")} == {
+        name: ON_THESE_NODES[name] for name in ("nodeSelector", "tolerations", "volumes")
+    }
+    assert pod["containers"][0]["volumeMounts"] == ON_THESE_NODES["volumeMounts"]
