@@ -18,9 +18,13 @@ import amo_receiver
 from amo_receiver import errors
 from amo_receiver.amocrm.keyring import KeyKind, KeyState
 from amo_receiver.amocrm.keyring_file import parse_source
+from amo_receiver.connection import CROWDED_SECONDS, MANY_CONNECTIONS, STALL_SECONDS
+from amo_receiver.health import CACHE_SECONDS
 from amo_receiver.inbox import repository, states
+from amo_receiver.inbox.delivery import CUT_BODY_BYTES
 from amo_receiver.inbox.models import Base
-from amo_receiver.settings import settings_table
+from amo_receiver.settings import Settings, settings_table
+from amo_receiver.telemetry.metrics_stored import QUEUE_SECONDS
 from servers import connect
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +81,45 @@ def test_the_readmes_keyring_file_is_one() -> None:
     sources = [parse_source("example", example) for example in examples]
     assert [{key.kind for key in source.keys} for source in sources] == [set(get_args(KeyKind))]
     assert [state for state in get_args(KeyState) if f"`{state}`" not in section] == []
+
+
+def test_every_row_of_the_threat_model_names_tests_that_exist() -> None:
+    """What somebody cannot do is believed because a test would fail if they could: each row names one, a function or a file."""
+    section = _read(README).split("## Who could do what")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    assert rows.pop(0) == ["who", "can", "cannot", "guarded by"]
+    guards = {who: re.findall(r"`([^`]+)`", named) for who, _, _, named in rows}
+    assert len(guards) >= 7
+    assert [who for who, names in guards.items() if not names] == []
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    there = {path.name for path in files} | {
+        name for path in files for name in re.findall(r"^(?:async )?def (test_\w+)\(", _read(path), re.MULTILINE)
+    }
+    assert {name for names in guards.values() for name in names} - there == set()
+
+
+def test_the_bounds_in_the_threat_model_are_those_of_the_code() -> None:
+    """How long connections may idle, and how often anybody can have the database asked."""
+    section = _read(README).split("## Who could do what")[1].split("\n## ")[0]
+    keep_alive = Settings.model_fields["keep_alive_seconds"].default
+    for said in (
+        f"for {STALL_SECONDS:.0f} to {2 * STALL_SECONDS:.0f} s",
+        f"`KEEP_ALIVE_SECONDS` ({keep_alive} s), or for {CROWDED_SECONDS} s",
+        f"more than {MANY_CONNECTIONS} were connected",
+        {1.0: "`SELECT 1` at most once a second"}[CACHE_SECONDS],
+        f"the queue at most every {QUEUE_SECONDS:.0f} s",
+        f"({CUT_BODY_BYTES // 1024} KiB of each)",
+    ):
+        assert said in section
+
+
+def test_the_keyring_is_mounted_read_only() -> None:
+    """Who takes over a pod of the chart cannot write keys for the others: every mount of the folder says so."""
+    texts = [_read(path) for path in (ROOT / "charts").rglob("*") if path.suffix in {".yaml", ".tpl"}]
+    folders = [match for text in texts for match in re.findall(r"mountPath: /var/run/amo-webhooks/keyring\b", text)]
+    mounts = [match for text in texts for match in re.findall(r"mountPath: /var/run/amo-webhooks/keyring[,\s]+(.*?)[}\n]", text)]
+    assert len(mounts) == len(folders) >= 2
+    assert set(mounts) == {"readOnly: true"}
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(SERVICE.glob("README*.md"))], ids=lambda path: str(path.relative_to(ROOT)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 from rich.box import MARKDOWN
 from rich.table import Table
 
+from amo_receiver.health import CACHE_SECONDS
 from bench.stand import UVICORN, Receiver, tree_cpu_seconds
 from hostile.tap import Tap
 from hostile.watched import MOST_MIB, good_body
@@ -83,6 +85,24 @@ async def test_strangers_reach_no_database(pooled_url: str, services: Services, 
         accepted = await tap.quiet() - before
     assert accepted > 0
     report.say(f"0 bytes to the database for {800 * len(STRANGERS)} refused requests, {accepted} for one that is accepted")
+
+
+async def test_the_health_page_asks_the_database_at_most_once_a_second(pooled_url: str, services: Services, report: Report) -> None:
+    """It is the one page that asks it, and anybody may ask for it: however many do, each second has one question."""
+    ask = head(None, method="GET", path=PATH + "/health")
+    async with tapped(pooled_url, services) as (tap, url):
+        await send_all(url, ask, 200, CONNECTIONS)
+        before = await tap.quiet()
+        await asyncio.sleep(CACHE_SECONDS)
+        await send_all(url, ask, 200, CONNECTIONS)
+        question = await tap.quiet() - before
+        began_at = time.monotonic()
+        await send_all(url, ask, 200)
+        seconds = time.monotonic() - began_at
+        questions = (await tap.quiet() - before - question) / question
+    assert question > 0
+    assert questions < seconds / CACHE_SECONDS + 2
+    report.say(f"{REQUESTS} asked for the health page in {seconds:.1f} s: {questions:.1f} questions to the database")
 
 
 async def test_strangers_are_refused_also_without_a_database(pooled_url: str, services: Services) -> None:
