@@ -37,11 +37,12 @@ class Received(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """How one request is answered, after ``when`` if there is one."""
+    """How one request is answered, after ``when`` if there is one; ``body`` None: everything was taken."""
 
     status: int = 200
     retry_after: str | None = None
     when: threading.Event | None = None
+    body: bytes | None = None
 
 
 class OtlpSink:
@@ -106,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         answer = self.server.sink.take(Received(self.path, self.headers, body))
-        content = ExportTraceServiceResponse().SerializeToString()
+        content = ExportTraceServiceResponse().SerializeToString() if answer.body is None else answer.body
         self.send_response(answer.status)
         if answer.retry_after is not None:
             self.send_header("Retry-After", answer.retry_after)

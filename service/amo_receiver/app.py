@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -101,7 +102,11 @@ class Service:
         self.inbox = Inbox(settings, self.current, self.batches, self.quota)
         revisions = schema.known_revisions(settings.migrations_dir)
         self.health = Health(self.engine, self.current, revisions)
-        self.metrics.attach(Sources(self.engine, lambda: not self.health.obstacles(), self.telemetry.span_counts, revisions[0]))
+        # A fact about the image, which its Dockerfile puts there, and nothing to be set.
+        source_revision = os.environ.get("SOURCE_REVISION", "")
+        self.metrics.attach(
+            Sources(self.engine, lambda: not self.health.obstacles(), self.telemetry.span_counts, revisions[0], source_revision)
+        )
         self._watch_level()
 
     def _reload_keyring(self, directory: KeyringDirectory) -> None:

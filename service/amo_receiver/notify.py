@@ -54,7 +54,7 @@ class Kind(StrEnum):
 
 
 BUDGET = {50: Kind.BUDGET_HALF, 80: Kind.BUDGET_LOW}
-"""From how many bad answers on it is told."""
+"""From how many bad answers of one process on it is told: of several, each has only its part of those that amoCRM counts."""
 
 
 class Outbox:
@@ -169,8 +169,8 @@ class Conditions:
     def _judge_budget(self, bad: int) -> None:
         level = max((level for level in BUDGET if bad >= level), default=0)
         if level > self._level:
-            limit = f"over {MOST_BAD_ANSWERS} make amoCRM switch the webhook off"
-            self._tell(BUDGET[level], f"{bad} answers of the last 2 hours were 4xx or 5xx; {limit}. The log says why each was.")
+            limit = f"over {MOST_BAD_ANSWERS} of all processes together make amoCRM switch the webhook off"
+            self._tell(BUDGET[level], f"{bad} answers of this process in the last 2 hours were bad; {limit}. The log says why each was.")
         self._level = level
 
     def _judge_database(self, *, answers: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -23,13 +24,13 @@ from servers import CLIENT_SECRET, WEBHOOK_TOKEN, free_port, run_sql, signed_hea
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from amo_receiver.embedded import EmbeddedPostgres
     from conftest import StartService, StartWorker
     from servers import ServiceProcess
 
 URL_KEY = "a-url-key-of-the-tests-0123456789"
+DOCKERFILE = Path(__file__).parents[2] / "service" / "Dockerfile"
 CALLS = "db_client_operation_duration_seconds"
 SHOWN_NUMBERS = ("le", "http_response_status_code", "service_version", "amo_schema_revision")
 REFUSAL = "ALTER TABLE leads ADD CONSTRAINT refused CHECK (price <> 666)"
@@ -61,6 +62,16 @@ def post(service: ServiceProcess, body: bytes, path: str = TOKEN_PATH, **headers
 def moves_to(service: ServiceProcess, value: float, name: str, **labels: str) -> None:
     """Wait until a metric has a value."""
     eventually(lambda: total(shown(service), name, **labels) == value, f"{name} {labels} {value}")
+
+
+def test_the_page_names_the_source_that_the_image_was_built_from(start_service: StartService, pooled_url: str) -> None:
+    """The image's Dockerfile gives it, and the release and the schema are there too."""
+    assert "ENV SOURCE_REVISION=${REVISION}\n" in DOCKERFILE.read_text(encoding="utf-8")
+    service = start_service(pooled_url, env={"SOURCE_REVISION": "205d903"})
+    ((_, labels),) = [key for key in shown(service) if key[0] == "amo_build_info"]
+    build = dict(labels)
+    assert build.pop("vcs_ref_head_revision") == "205d903"
+    assert build.keys() == {"service_version", "amo_schema_revision"}
 
 
 def test_the_page_counts_what_the_database_holds(start_service: StartService, pooled_url: str, database_url: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from factories import contact, custom_field, form_body, lead
 from in_process import FORM, JSON, PATH, TOKEN_PATH
 from integration.load import PATIENCE_SECONDS, PATIENT
+from integration.test_notify import Receiver
 from otlp_sink import OtlpSink, eventually
 from servers import CLIENT_SECRET, WEBHOOK_TOKEN, run_sql, service_environment, signed_headers
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 SENDERS_TRACE, SENDERS_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 NOT_SAMPLED = {"traceparent": f"00-{SENDERS_TRACE}-{SENDERS_SPAN}-00"}
 REFUSED_PRICE = 666
+AGAIN = "UPDATE events SET state = 'pending', effect = NULL, processed_at = NULL, attempts = 2, available_at = now() RETURNING id"
 REFUSAL = "ALTER TABLE leads ADD CONSTRAINT refused CHECK (price <> 666)"
 
 
@@ -37,6 +39,13 @@ def sink() -> Iterator[OtlpSink]:
     """Return a collector."""
     with OtlpSink() as collector:
         yield collector
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Return a webhook that is notified."""
+    with Receiver() as started:
+        yield started
 
 
 @pytest.fixture
@@ -162,22 +171,47 @@ def test_every_later_attempt_links_back(
 
 
 def test_nothing_personal_and_no_secret_leaves(
-    start_service: StartService, pooled_url: str, database_url: str, sink: OtlpSink, exporting: dict[str, str], tmp_path: Path
+    start_service: StartService,
+    start_worker: StartWorker,
+    pooled_url: str,
+    database_url: str,
+    sink: OtlpSink,
+    exporting: dict[str, str],
+    tmp_path: Path,
+    receiver: Receiver,
 ) -> None:
-    """Good bodies, those that cannot be parsed or applied, refused ones: not in spans, logs, metrics, or last_error."""
-    marks = ["Marked-Name", "+79995550011", "marked@example.test", "marked-value", CLIENT_SECRET, WEBHOOK_TOKEN]
+    """Good bodies, those that cannot be parsed or applied, refused ones: not in spans, logs, metrics, notifications, or last_error.
+
+    Nor by a worker that attempts all of them again, until they are applied or given up on, or by a replay.
+    """
+    marks = [
+        "Marked-Name",
+        "+79995550011",
+        "79995550011",
+        "marked@example.test",
+        "marked-value",
+        "marked_word",
+        CLIENT_SECRET,
+        WEBHOOK_TOKEN,
+    ]
     fields = [custom_field(1, "+79995550011"), custom_field(2, "marked@example.test"), custom_field(3, "marked-value")]
     person = contact(at=int(time.time()), name="Marked-Name", custom_fields=fields)
     bodies = [
         (form_body("contacts", "add", person), FORM),
         (form_body("leads", "add", {"id": "Marked-Name", "name": "marked-value"}), FORM),
         (form_body("marked-value", "Marked-Name", {"id": "marked@example.test"}), FORM),
+        (form_body("marked_word", "marked_word", {"id": "marked_word"}, account=None), FORM),
+        (form_body("marked_word", "add", {"id": 1}, account="marked_word"), FORM),
+        (form_body("leads", "marked_word", {"id": 1}, account="Marked-Name"), FORM),
+        (form_body("contacts", "add", {"id": "marked_word"}, account="marked-value"), FORM),
+        (form_body("leads", "update", lead(id=10), account="79995550011"), FORM),
         (update(9, REFUSED_PRICE, name="Marked-Name", custom_fields=fields), FORM),
         (b"name=Marked-Name&x=%FF", FORM),
         (json.dumps({"leads": {"add": [{"id": "marked-value"}]}}).encode(), JSON),
         (b'{"Marked-Name": [', JSON),
     ]
-    service = start_service(pooled_url, env=exporting | {"LOG_LEVEL": "DEBUG"}, args=["--no-worker"])
+    telling = exporting | {"LOG_LEVEL": "DEBUG", "NOTIFY_URL": receiver.url, "NOTIFY_INTERVAL_SECONDS": "1", "NO_PROXY": "127.0.0.1"}
+    service = start_service(pooled_url, env=telling, args=["--no-worker"])
     run_sql(database_url, REFUSAL)
     with httpx.Client(base_url=service.url, timeout=PATIENCE_SECONDS) as client:
         for content, encoding in bodies:
@@ -186,18 +220,29 @@ def test_nothing_personal_and_no_secret_leaves(
             client.post(f"{PATH}/marked-value", content=content, headers=encoding)
         pages = client.get("/metrics").text
     named(sink, "accept", 2 * len(bodies))
-    service.terminate()
-    service.end()
+    worker = start_worker(pooled_url, env=telling)
+    named(sink, "retry", len(run_sql(database_url, AGAIN)))
+    run_command(database_url, tmp_path, telling, "replay", "--dead")
+    named(sink, "replay", 1)
+    eventually(lambda: {message["title"].partition(": ")[2] for message in receiver.messages} == {"dead letters"}, "both have told")
+    for process in (service, worker):
+        process.terminate()
+        process.end()
     errors = run_sql(database_url, "SELECT string_agg(last_error, ' ') FROM events")[0][0]
     errors += run_sql(database_url, "SELECT coalesce(string_agg(error, ' '), '') FROM attempts")[0][0]
     assert "23514" in errors
     told = {
         "spans": b"".join(each.body for each in sink.received).decode("latin-1"),
         "log": service.log,
+        "log of the worker": worker.log,
+        "notifications": "".join(receiver.texts),
         "errors": errors,
         "metrics": pages,
     }
     assert {(place, mark) for place, text in told.items() for mark in marks if mark in text} == set()
+    assert "Event given up on: contacts.add" in told["log of the worker"]
+    assert "Event applied on retry: other.other" in told["log of the worker"]
+    assert "contacts.add" in told["notifications"]
 
 
 def test_a_collector_that_is_away_costs_no_delivery(start_service: StartService, pooled_url: str, database_url: str) -> None:

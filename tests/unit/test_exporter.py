@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
-from amo_receiver.telemetry.exporter import Envelope, Exporter, Limits, OtlpCollector, encode_span
+from amo_receiver.telemetry.exporter import REJECTED, Envelope, Exporter, Limits, OtlpCollector, Reply, encode_span
 from otlp_sink import Answer, OtlpSink, eventually
 
 if TYPE_CHECKING:
@@ -88,13 +92,13 @@ class Scripted:
     requests: list[bytes] = field(default_factory=list)
     is_closed: bool = False
 
-    def post(self, request: bytes) -> str:
+    def post(self, request: bytes) -> Reply:
         self.requests.append(request)
         self.under_way.set()
         self.hold.wait(60)
         if isinstance(self.trouble, Exception):
             raise self.trouble
-        return self.trouble
+        return Reply(self.trouble)
 
     def close(self) -> None:
         self.is_closed = True
@@ -203,6 +207,40 @@ def test_a_request_that_is_refused_is_not_repeated(
     exporter.stop(60)
     assert [len(sink.received), exporter.exported, exporter.dropped] == [5, 2, 3]
     assert said(caplog) == [("Spans are not exported", f"HTTP {status}"), ("Spans are exported again", None)]
+
+
+def partial_success(rejected: int, message: str = "") -> bytes:
+    told = ExportTracePartialSuccess(rejected_spans=rejected, error_message=message)
+    return ExportTraceServiceResponse(partial_success=told).SerializeToString()
+
+
+def test_spans_that_a_taken_request_lost_count_as_dropped(
+    sink: OtlpSink, environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The collector answers 200 and says how many it rejected, which is said once; its message may quote them and is not repeated."""
+    caplog.set_level(logging.INFO)
+    environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url)
+    sink.answers.extend([Answer(body=partial_success(3, "Иван")), Answer(body=partial_success(1)), Answer(body=partial_success(0, "slow"))])
+    exporter = exporting()
+    counts = []
+    for expected in (10, 20, 30):
+        add(exporter, ENCODED)
+        eventually(lambda expected=expected: exporter.exported + exporter.dropped == expected, "counted")  # type: ignore[misc]
+        counts.append((exporter.exported, exporter.dropped))
+    exporter.stop(60)
+    assert said(caplog) == [("Spans are not exported", REJECTED), ("Spans are exported again", None)]
+    assert counts == [(7, 3), (16, 4), (26, 4)]
+
+
+@pytest.mark.parametrize("body", [b"<html>", partial_success(-5), b""])
+def test_an_answer_of_another_kind_is_one_that_took_everything(sink: OtlpSink, environment: pytest.MonkeyPatch, body: bytes) -> None:
+    """A proxy in between has pages of its own."""
+    environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url)
+    sink.always = Answer(body=body)
+    exporter = exporting()
+    add(exporter, ENCODED)
+    exporter.stop(60)
+    assert (exporter.exported, exporter.dropped) == (10, 0)
 
 
 def test_a_collector_that_is_not_there(environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

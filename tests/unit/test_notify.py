@@ -191,8 +191,8 @@ async def test_the_sentence_about_the_budget_has_both_numbers() -> None:
     world = World()
     world.bad = 83
     await world.conditions.look()
-    limit = "over 100 make amoCRM switch the webhook off"
-    sentence = f"83 answers of the last 2 hours were 4xx or 5xx; {limit}. The log says why each was."
+    limit = "over 100 of all processes together make amoCRM switch the webhook off"
+    sentence = f"83 answers of this process in the last 2 hours were bad; {limit}. The log says why each was."
     assert world.told.messages == [(Kind.BUDGET_LOW, sentence)]
 
 

@@ -11,10 +11,12 @@ import logging
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from google.protobuf.message import DecodeError
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 RESOURCE_SPANS, SCOPE_SPANS = b"\x0a", b"\x12"
+REJECTED = "partial success: the collector rejected some"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,18 @@ def encode_span(span: ReadableSpan) -> bytes:
     return sized(SPAN, encoded.SerializeToString())
 
 
+class Reply(NamedTuple):
+    """Why a request was not taken, empty if it was; and how many of its spans were rejected all the same."""
+
+    trouble: str = ""
+    rejected: int = 0
+
+
 class Collector(Protocol):
     """Where requests are posted."""
 
-    def post(self, request: bytes) -> str:
-        """Post a request, and return why it was not taken; empty if it was."""
+    def post(self, request: bytes) -> Reply:
+        """Post a request, and return what became of it."""
 
     def close(self) -> None:
         """End a post that waits for its repetition, and the connection."""
@@ -84,15 +94,24 @@ class OtlpCollector:
 
     def __init__(self) -> None:
         self._client = OTLPSpanExporter()._client  # noqa: SLF001 - see the module's docstring
+        # A hook, because the client says only that a request was taken, not what the answer's body says of single spans.
+        self._client._transport._session.hooks["response"].append(self._keep)  # type: ignore[attr-defined]  # noqa: SLF001
+        self._answer = b""
         # Its lines would come with every attempt, and repeat what the other side answered.
         logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.CRITICAL)
 
-    def post(self, request: bytes) -> str:
+    def post(self, request: bytes) -> Reply:
         """Post a request, repeated as OTLP asks for within ``OTEL_EXPORTER_OTLP_TIMEOUT``."""
         result = self._client.export(request)
-        if result.success:
-            return ""
-        return f"HTTP {result.status_code}" if result.status_code else type(result.error).__name__
+        if not result.success:
+            return Reply(f"HTTP {result.status_code}" if result.status_code else type(result.error).__name__)
+        try:
+            return Reply(rejected=ExportTraceServiceResponse.FromString(self._answer).partial_success.rejected_spans)
+        except DecodeError:  # a proxy's own page
+            return Reply()
+
+    def _keep(self, response: Any, *_: Any, **__: Any) -> None:
+        self._answer = response.content
 
     def close(self) -> None:
         """Let go."""
@@ -143,7 +162,7 @@ class Exporter:
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
         while spans := self._take():
-            self._settle(spans, exported=False)
+            self._settle(spans, len(spans))
         self._collector.close()
 
     def _run(self) -> None:
@@ -156,15 +175,16 @@ class Exporter:
         left = len(self._spans)
         while left > 0 and (spans := self._take()):
             left -= len(spans)
-            trouble = self._post(b"".join(spans))
-            self._settle(spans, exported=not trouble)
-            self._tell(trouble)
+            reply = self._post(b"".join(spans))
+            rejected = len(spans) if reply.trouble else min(max(reply.rejected, 0), len(spans))
+            self._settle(spans, rejected)
+            self._tell(reply.trouble or (REJECTED if rejected else ""))
 
-    def _post(self, spans: bytes) -> str:
+    def _post(self, spans: bytes) -> Reply:
         try:
             return self._collector.post(self._envelope.wrap(spans))
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on
-            return type(error).__name__
+            return Reply(type(error).__name__)
 
     def _take(self) -> list[bytes]:
         """Take the spans of the next request off the queue."""
@@ -176,14 +196,12 @@ class Exporter:
                 size += len(taken[-1])
         return taken
 
-    def _settle(self, spans: list[bytes], *, exported: bool) -> None:
+    def _settle(self, spans: list[bytes], rejected: int) -> None:
         with self._lock:
             self._count -= len(spans)
             self._bytes -= sum(map(len, spans))
-            if exported:
-                self.exported += len(spans)
-            else:
-                self.dropped += len(spans)
+            self.exported += len(spans) - rejected
+            self.dropped += rejected
 
     def _tell(self, trouble: str) -> None:
         """Say so when exporting begins or ceases to fail, not each time that it does."""
