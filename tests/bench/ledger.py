@@ -49,12 +49,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Balance:
-    """What one database has of what was acknowledged; ``different`` counts leads that are not as their newest event says."""
+    """What one database has of what was acknowledged; ``different`` counts leads that are not as their newest event says.
+
+    ``stored_twice`` are events of the same request: what was *applied* twice would show in ``different``, or not at all.
+    """
 
     deliveries: int
     events: int
     lost: int
-    twice: int
+    stored_twice: int
     different: int
 
 
