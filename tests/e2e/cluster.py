@@ -54,15 +54,16 @@ class Cluster:
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
 
-    def run(self, *command: str, stdin: str = "", check: bool = True, timeout_s: float = COMMAND_S) -> str:
+    def run(self, *command: str, stdin: str | bytes = "", check: bool = True, timeout_s: float = COMMAND_S) -> str:
         """Run a program in the cluster's network and return what it prints; fail with both outputs if it fails."""
-        whole = [*ENTER, *command]
-        done = subprocess.run(whole, input=stdin, capture_output=True, text=True, check=False, timeout=timeout_s)
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run([*ENTER, *command], input=given, capture_output=True, check=False, timeout=timeout_s)
+        printed, complained = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
         if check and done.returncode:
-            raise AssertionError(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
-        return done.stdout if check else done.stdout + done.stderr
+            raise AssertionError(f"{shlex.join(command)} ended with {done.returncode}:\n{printed[-6000:]}\n{complained[-6000:]}")
+        return printed if check else printed + complained
 
-    def kubectl(self, *arguments: str, stdin: str = "", check: bool = True) -> str:
+    def kubectl(self, *arguments: str, stdin: str | bytes = "", check: bool = True) -> str:
         """Run kubectl in the namespace."""
         return self.run("kubectl", "--namespace", self.namespace, *arguments, stdin=stdin, check=check)
 

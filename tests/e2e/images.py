@@ -19,8 +19,8 @@ OWN = Path(__file__).parent / "images"
 PREFIX = "e2e.local"
 SERVICE = f"{PREFIX}/amo-webhooks"
 OPERATOR, PGBOUNCER, TRAEFIK = f"{SERVICE}-operator", f"{SERVICE}-pgbouncer", f"{PREFIX}/traefik"
-POSTGRES = os.environ.get("E2E_POSTGRES_IMAGE", "")
-"""What the bundled Postgres runs on; empty: the chart's own choice."""
+STAND_INS = {name: os.environ.get(f"E2E_{name.upper()}_IMAGE", "") for name in ("postgres", "telegraf")}
+"""Images that are not ours, where none can be pulled; empty: the chart's own choice."""
 FIRST, SECOND, BROKEN, MENDED = "e2e-1", "e2e-2", "e2e-3", "e2e-4"
 MIGRATION = '''"""A change of the cluster test."""
 
@@ -68,10 +68,10 @@ class Builder:
 
     def all(self) -> None:
         """Build and load them all, and print their sizes."""
-        self._make(f"{SERVICE}:{FIRST}", ROOT, "-f", "service/Dockerfile")
-        self._make(f"{OPERATOR}:{FIRST}", ROOT, "-f", "operator/Dockerfile")
-        self._make(f"{PGBOUNCER}:{FIRST}", ROOT / "charts" / "amo-webhooks" / "images" / "pgbouncer")
-        self._make(f"{TRAEFIK}:e2e", OWN / "traefik")
+        self.make(f"{SERVICE}:{FIRST}", ROOT, "-f", "service/Dockerfile")
+        self.make(f"{OPERATOR}:{FIRST}", ROOT, "-f", "operator/Dockerfile")
+        self.make(f"{PGBOUNCER}:{FIRST}", ROOT / "charts" / "amo-webhooks" / "images" / "pgbouncer")
+        self.make(f"{TRAEFIK}:e2e", OWN / "traefik")
         for release in releases():
             context = self._folder / release.tag
             context.mkdir()
@@ -79,9 +79,10 @@ class Builder:
             (context / f"{release.revision}.py").write_text(text, encoding="utf-8")
             copied = f"FROM {SERVICE}:{release.base}\nCOPY --chmod=644 {release.revision}.py /opt/migrations/versions/\n"
             (context / "Dockerfile").write_text(copied, encoding="utf-8")
-            self._make(f"{SERVICE}:{release.tag}", context)
+            self.make(f"{SERVICE}:{release.tag}", context)
 
-    def _make(self, name: str, context: Path, *options: str) -> None:
+    def make(self, name: str, context: Path, *options: str) -> None:
+        """Build an image and load it."""
         _run([*BUILD, "-q", "-t", name, *options, "."], context)
         archive = self._folder / "image.tar"
         archive.unlink(missing_ok=True)
@@ -92,6 +93,17 @@ class Builder:
         self._say(f"image {name}: {archive.stat().st_size / 1e6:.0f} MB")
         _run([*LOAD, str(archive)], context)
         archive.unlink()
+
+
+def stand_ins() -> list[str]:
+    """Return Helm's options that name them."""
+    paths = {"postgres": "postgres.image", "telegraf": "pgbouncer.exporter.image"}
+    parts = {paths[name]: image.rpartition(":") for name, image in STAND_INS.items() if image}
+    return [
+        option
+        for path, (repository, _, tag) in parts.items()
+        for option in ("--set-string", f"{path}.repository={repository}", "--set-string", f"{path}.tag={tag}")
+    ]
 
 
 def programs_missing() -> list[str]:

@@ -72,10 +72,7 @@ class Stand:
         return self.cluster.helm(*arguments, check=check)
 
     def _values(self, tag: str) -> list[str]:
-        chosen = ["--values", str(VALUES), "--set-string", f"image.tag={tag}"]
-        name, _, version = images.POSTGRES.rpartition(":")
-        bundled = ["--set", f"postgres.image.repository={name}", "--set-string", f"postgres.image.tag={version}"] if name else []
-        return [*chosen, *bundled]
+        return ["--values", str(VALUES), "--set-string", f"image.tag={tag}", *images.stand_ins()]
 
     # Keys
 

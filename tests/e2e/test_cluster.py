@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from e2e import images
-from e2e.release import INTEGRATION, MIGRATION, REPLICAS, ROTATE
+from e2e.release import INTEGRATION, MIGRATION, NAME, NAMESPACE, REPLICAS, ROTATE
 from e2e.stranger import Stranger
 from e2e.traffic import LATE_S
 from factories import form_body, lead
@@ -42,6 +42,22 @@ def test_it_installs_from_nothing(stand: Stand) -> None:
     stand.say(window.note)
     assert (window.lost, window.twice) == (0, 0), window.row()
     assert revision(stand) == images.head()
+
+
+def test_its_own_tests_pass(stand: Stand) -> None:
+    """`helm test`: the contract is kept, and a stranger is refused."""
+    said = stand.cluster.helm("test", NAME, "--timeout", "3m")
+    assert said.count("Succeeded") == 2, said
+
+
+def test_the_pooler_shows_its_pools(stand: Stand) -> None:
+    """To whoever may reach its management port, here the node; no password is asked for."""
+    for pod in stand.cluster.pods("pgbouncer"):
+        page = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9127/proxy/metrics"
+        stand.cluster.until(
+            lambda page=page: 'pgbouncer_pools_sv_active{db="amo"' in stand.cluster.run("kubectl", "get", "--raw", page, check=False),
+            f"metrics of {pod}",
+        )
 
 
 def test_an_upgrade_with_a_migration_fails_no_request(stand: Stand) -> None:
