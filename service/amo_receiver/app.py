@@ -65,6 +65,7 @@ class Service:
     """The parts of one process, and the tasks that keep them going."""
 
     settings: Settings
+    accepts: bool = True
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _polls: list[asyncio.Task[None]] = field(default_factory=list)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -104,9 +105,8 @@ class Service:
         self.health = Health(self.engine, self.current, revisions)
         # A fact about the image, which its Dockerfile puts there, and nothing to be set.
         source_revision = os.environ.get("SOURCE_REVISION", "")
-        self.metrics.attach(
-            Sources(self.engine, lambda: not self.health.obstacles(), self.telemetry.span_counts, revisions[0], source_revision)
-        )
+        spans, role = self.telemetry.span_counts, "service" if self.accepts else "worker"
+        self.metrics.attach(Sources(self.engine, lambda: not self.health.obstacles(), spans, revisions[0], source_revision, role))
         self._watch_level()
 
     def _reload_keyring(self, directory: KeyringDirectory) -> None:
@@ -136,7 +136,7 @@ class Service:
         """Return the routes of the pages about the process."""
         return management_routes(self.health, self.matches, Page(self.metrics))
 
-    def start(self, *, accept: bool = True, worker: bool) -> None:
+    def start(self, *, worker: bool) -> None:
         """Begin to accept, to retry and prune (``worker``), or both."""
         self.telemetry.start()
         self.notifier.start()
@@ -148,7 +148,7 @@ class Service:
         self._spawn(self.watch.run(), "watch")
         self._schema = self._spawn(self.health.watch_schema(), "schema")
         self._poll("Key matches", self._exchange_matches, MATCHES_SECONDS, at_end=True)
-        if accept:
+        if self.accepts:
             self.batches.start()
             self._poll("Quota", self._refresh_quota, QUOTA_SECONDS)
             self._poll("Journal", self._flush_journal, 1.0)
@@ -279,8 +279,8 @@ def server_options(settings: Settings) -> dict[str, Any]:
 
 async def work(settings: Settings) -> None:
     """Retry and prune until cancelled, without accepting anything; with MANAGEMENT_PORT its pages are served there."""
-    service = Service(settings)
-    service.start(accept=False, worker=True)
+    service = Service(settings, accepts=False)
+    service.start(worker=True)
     async with managed(settings, service.pages()):
         try:
             await asyncio.Event().wait()

@@ -34,6 +34,7 @@ class Alert(NamedTuple):
 
 
 A, B = 'namespace="crm", job="amo-webhooks", pod="a"', 'namespace="crm", job="amo-webhooks", pod="b"'
+WORKER_READY = 'amo_ready{namespace="crm", job="amo-webhooks-worker", pod="w", amo_role="worker"}'
 SIGNED, TOKEN = "/api/webhooks/amo", "/api/webhooks/amo/{token}"
 
 
@@ -63,10 +64,20 @@ def spans(outcome: str) -> str:
     return series("amo_span_exports_total", amo_outcome=outcome)
 
 
-def answers(within_1_second: str, all_of_them: str, pod: str = A) -> dict[str, str]:
+def unexported() -> str:
+    """Name the series of exports of metrics that failed."""
+    return series("amo_metric_exports_total", amo_outcome="failure")
+
+
+def answers(within_1_second: str, all_of_them: str, pod: str = A, status: str = "200") -> dict[str, str]:
     """Return the series of a histogram of answers."""
     bounds = {"1.0": within_1_second, "2.0": all_of_them, "+Inf": all_of_them}
-    return {series("http_server_request_duration_seconds_bucket", pod, le=bound): values for bound, values in bounds.items()}
+    name = "http_server_request_duration_seconds_bucket"
+    return {series(name, pod, http_response_status_code=status, le=bound): values for bound, values in bounds.items()}
+
+
+EVERY_50_MINUTES = "0x9 1x49 2x49 3x49 4x49"
+SMALL_SHOP_REFUSED = {deliveries("Unauthorized"): "0+0.3x200", bad("Unauthorized"): "0+0.3x100 30x100"}
 
 
 def refused(file: str) -> str:
@@ -80,14 +91,17 @@ ALERTS = {
             "no pod is ready": Case(8, {series("amo_ready"): "1x3 0x6", series("amo_ready", B): "0x9"}),
             "all pods are gone": Case(8, {series("amo_ready"): "1x3 stale"}),
             "nothing was ever scraped": Case(3, {"up": "1x9"}),
-            "one installation of two is gone": Case(55, {series("amo_ready"): "1x3 stale", 'amo_ready{namespace="b"}': "1x90"}),
+            "one installation of two is gone": Case(1400, {series("amo_ready"): "1x3 stale", 'amo_ready{namespace="b"}': "1x1500"}),
+            "only the worker is left": Case(8, {series("amo_ready", amo_role="service"): "1x3 stale", WORKER_READY: "1x9"}),
+            "only the worker is ready": Case(8, {series("amo_ready", amo_role="service"): "1x3 0x6", WORKER_READY: "1x9"}),
         },
         {
             "one pod of two is ready": Case(8, {series("amo_ready"): "1x9", series("amo_ready", B): "0x9"}),
             "pods were replaced": Case(8, {series("amo_ready"): "1x3 stale", series("amo_ready", B): "_x3 1x6"}),
             "a restart takes more than a minute": Case(8, {series("amo_ready"): "1x3 0 0 1x5"}),
+            "no worker is ready": Case(20, {series("amo_ready", amo_role="service"): "1x20", WORKER_READY: "1x3 0x6 stale"}),
         },
-        {"one of two was taken away": Case(75, {series("amo_ready"): "1x3 stale", 'amo_ready{namespace="b"}': "1x90"})},
+        {"one of two was taken away": Case(1450, {series("amo_ready"): "1x3 stale", 'amo_ready{namespace="b"}': "1x1500"})},
     ),
     "AmoDatabaseErrors": Alert(
         {
@@ -145,12 +159,15 @@ ALERTS = {
             "every fiftieth is slow": Case(20, answers("0+49x20", "0+50x20")),
             "each of very few": Case(16, answers("0x20", "0 0 0 0 1 1 1 1 2 2 2 2 3 3 3 3 4")),
             "in one pod of two": Case(20, answers("0+90x20", "0+100x20") | answers("0+100x20", "0+100x20", B)),
+            "among strangers": Case(20, answers("0+49x20", "0+50x20") | answers("0+9000x20", "0+9000x20", status="401")),
+            "of those that are 503": Case(20, answers("0+50x20", "0+50x20") | answers("0x20", "0+1x20", status="503")),
         },
         {
             "one in two hundred": Case(20, answers("0+199x20", "0+200x20")),
             "some minutes": Case(40, answers("0+10x10 109+9x3 146+10x40", "0+10x60")),
             "one slow answer of few": Case(15, answers("0+1x10 10+1x10", "0+1x10 11+1x10")),
             "nobody sends": Case(20, answers("7x20", "9x20")),
+            "strangers that wait": Case(20, answers("0+50x20", "0+50x20") | answers("0x20", "0+9x20", status="401")),
         },
     ),
     "AmoDeadLetters": Alert(
@@ -176,11 +193,12 @@ ALERTS = {
                 13, {series("amo_queue_age_seconds"): "0x5 60+60x20", series("amo_queue_age_seconds", B): "0x5 60+60x20"}
             ),
             "they do not keep up": Case(12, {series("amo_queue_age_seconds"): "0x5 150x20"}),
+            "not told now and then": Case(16, {series("amo_queue_age_seconds"): "0x5 300x1 stale stale 480x1 stale stale 660x9"}),
         },
         {
             "they catch up": Case(20, {series("amo_queue_age_seconds"): "0x5 900x4 0x20"}),
             "a worker that looks twice a minute": Case(40, {series("amo_queue_age_seconds"): "80x40", series("amo_queue_due"): "9x40"}),
-            "the database does not tell": Case(40, {series("amo_queue_age_seconds"): "0x5 900x2 stale"}),
+            "the database does not tell": Case(40, {series("amo_queue_age_seconds"): "0x5 900x1 stale"}),
         },
     ),
     "AmoBadSignatures": Alert(
@@ -188,9 +206,16 @@ ALERTS = {
             "since a rotation": Case(1470, {deliveries("Unauthorized"): "0x1440 0+1x60", deliveries("success"): "0+9x1500"}),
             "in two pods, both new": Case(18, {deliveries("Unauthorized"): "0+0.5x40", deliveries("Unauthorized", B): "0+0.5x40"}),
             "four times as many as yesterday": Case(1470, {deliveries("Unauthorized"): "0+1x1440 1440+4x60"}),
+            "of a small shop, all": Case(80, SMALL_SHOP_REFUSED | {deliveries("success"): "0 1 2 2x90"}),
+            "of a small shop that never got through": Case(40, {bad("Unauthorized"): "0 0 0 0 0 0 3 3 3 6x40"}),
         },
         {
             "a burst": Case(60, {deliveries("Unauthorized"): "0x20 1+1x10 11x60"}),
+            "one hook of two has an old token": Case(170, SMALL_SHOP_REFUSED | {deliveries("partial"): EVERY_50_MINUTES}),
+            "five of amoCRM": Case(90, {bad("Unauthorized"): "0x9 5x90", deliveries("success"): "0x90"}),
+            "strangers at night": Case(
+                90, {deliveries("Unauthorized"): "0+0.5x90", bad("Unauthorized"): "0x90", deliveries("success"): "9x90"}
+            ),
             "hardly more than yesterday, and none at night": Case(1495, {deliveries("Unauthorized"): "0+0.5x60 30x1379 31.2+1.2x60"}),
             "a few that guess": Case(60, {deliveries("Unauthorized"): "0x30 8x60", deliveries("success"): "0+9x100"}),
             "one now and then": Case(1430, {deliveries("Unauthorized"): "0+0.5x1500", deliveries("success"): "0+9x1500"}),
@@ -222,13 +247,14 @@ ALERTS = {
             "spans": Case(30, {spans("dropped"): "0x5 0+7x40"}),
             "some, time and again": Case(20, {spans("dropped"): "0x7 1x7 2x7 3x7"}),
             "exports of metrics, time and again": Case(20, {series("amo_metric_exports_total", amo_outcome="failure"): "0x7 1x7 2x7 3x7"}),
+            "spans, once every 50 minutes": Case(105, {spans("dropped"): EVERY_50_MINUTES}),
+            "metrics, once every 50 minutes": Case(105, {unexported(): EVERY_50_MINUTES}),
             "metrics": Case(30, {series("amo_metric_exports_total", amo_outcome="failure"): "0x5 0+1x40", spans("dropped"): "0x40"}),
         },
         {
             "all arrive": Case(30, {spans("exported"): "0+9x40", series("amo_metric_exports_total", amo_outcome="success"): "0+1x40"}),
-            "the collector restarts": Case(
-                40, {spans("dropped"): "0x9 50x40", series("amo_metric_exports_total", amo_outcome="failure"): "0x9 1x40"}
-            ),
+            "the collector restarts": Case(140, {spans("dropped"): "0x9 50x140", unexported(): "0x9 1x140"}),
+            "again some hours later": Case(220, {spans("dropped"): "0x9 50x149 90x90", unexported(): "0x9 1x149 2x90"}),
         },
     ),
 }

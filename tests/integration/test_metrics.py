@@ -136,7 +136,7 @@ def test_everything_in_the_table_is_on_the_page(start_service: StartService, poo
         missing = [each.name for each in DEFINITIONS if not names & {each.prometheus_name, f"{each.prometheus_name}_count"}]
         assert missing == [], accept
     samples = shown(service)
-    assert (samples[sample("amo_up")], samples[sample("amo_ready")]) == (1, 1)
+    assert (samples[sample("amo_up")], samples[sample("amo_ready", amo_role="service")]) == (1, 1)
     assert total(samples, "amo_batch_size_sum") == total(samples, "amo_event_lag_seconds_count", amo_attempt_kind="accept") == 1
     assert total(samples, f"{CALLS}_count", db_operation_name="accept") == 1
     assert total(samples, "db_client_connection_count") >= 1
@@ -157,6 +157,7 @@ def test_a_workers_attempts_are_counted(start_service: StartService, start_worke
     eventually(lambda: listens(worker), "the worker's page")
     moves_to(worker, 2, "amo_attempts_total", amo_attempt_kind="retry")
     samples = shown(worker)
+    assert samples[sample("amo_ready", amo_role="worker")] == 1, "AmoUnavailable is not about workers"
     assert total(samples, "amo_attempts_total", amo_outcome="applied") == total(samples, "amo_attempts_total", amo_outcome="failed") == 1
     assert total(samples, "amo_dead_letters_total", amo_entity="leads", amo_attempt_kind="retry") == 1
     assert total(samples, "amo_event_lag_seconds_count", amo_attempt_kind="retry") == 1
@@ -262,6 +263,6 @@ def test_an_outage_shows_on_the_page(start_service: StartService, pooled_url: st
     calls = {dict(labels).get("error_type", ""): value for (name, labels), value in samples.items() if name == f"{CALLS}_count"}
     assert sum(value for error_type, value in calls.items() if error_type) >= 1, calls
     assert samples[sample("amo_answers_bad", http_route=TOKEN_ROUTE, amo_outcome="Unavailable")] == 1
-    assert (samples[sample("amo_up")], samples[sample("amo_ready")]) == (1, 1)
+    assert (samples[sample("amo_up")], samples[sample("amo_ready", amo_role="service")]) == (1, 1)
     postgres.start()
     eventually(lambda: sample("amo_queue_due") in shown(service), "the queue is told again")

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from amo_receiver.embedded import EmbeddedPostgres
     from servers import ServiceProcess
 
-RUNBOOKS = sorted((Path(__file__).parents[2] / "charts" / "amo-webhooks" / "runbooks").glob("*.md"))
+CHART = Path(__file__).parents[2] / "charts" / "amo-webhooks"
+RUNBOOKS = sorted((CHART / "runbooks").glob("*.md"))
+PODS = [CHART / "templates" / component / "deployment.yaml" for component in ("service", "worker")]
+PUBLIC, MANAGEMENT = "8000", "9000"
+TOOLS = re.compile(r"\b(amo-webhooks|curl|psql) ")
+OF_ONE_RELEASE = re.compile(r"\b(deploy|deployment|pod|svc|service)/")
 FENCE = re.compile(r"^```(?P<tag>[^\n]*)\n(?P<text>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 HEADINGS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 BLOCK_SECONDS = 60.0
@@ -48,7 +53,7 @@ class Place(NamedTuple):
     def run(self, script: str) -> subprocess.CompletedProcess[str]:
         """Run commands as they are written, but for the ports, and an answer of 404 is a failure."""
         script = script.replace("curl -sS ", "curl -sSf ")
-        for shown, real in (("8000", self.service.url.rsplit(":", 1)[1]), ("8001", str(self.management_port))):
+        for shown, real in ((PUBLIC, self.service.url.rsplit(":", 1)[1]), (MANAGEMENT, str(self.management_port))):
             script = script.replace(f"127.0.0.1:{shown}", f"127.0.0.1:{real}")
         env = self.service.env | {"PATH": f"{self.programs}:{os.environ.get('PATH', os.defpath)}"}
         options = {"cwd": self.service.cwd, "env": env, "capture_output": True, "text": True, "timeout": BLOCK_SECONDS}
@@ -89,7 +94,7 @@ def test_the_commands_of_a_runbook_work(place: Place, page: Path) -> None:
     assert bool(done.stdout.strip()) is bool(script)
 
 
-@pytest.mark.parametrize("command", ["amo-webhooks nonsense", "curl -sS http://127.0.0.1:8001/nowhere | cat", "false\ntrue"])
+@pytest.mark.parametrize("command", ["amo-webhooks nonsense", f"curl -sS http://127.0.0.1:{MANAGEMENT}/nowhere | cat", "false\ntrue"])
 def test_a_command_that_fails_would_be_noticed(place: Place, command: str) -> None:
     """Also at the head of a pipe, and before others."""
     assert place.run(command).returncode != 0
@@ -112,3 +117,20 @@ def test_everything_in_a_runbook_is_of_a_kind_that_is_checked(page: Path) -> Non
     assert [line for block in blocks(page, "sh kubectl") for line in block.splitlines() if not line.startswith("kubectl ")] == []
     assert [line for block in blocks(page, "sh") for line in block.splitlines() if "kubectl" in line] == []
     assert [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", RUNBOOKS, ids=lambda page: page.stem)
+def test_a_block_works_where_its_program_is(page: Path) -> None:
+    """In a pod there is no curl and no psql, beside it there are no settings; a release may be called anything."""
+    for block in blocks(page, "sh"):
+        tools = set(TOOLS.findall(block))
+        assert tools == {"amo-webhooks"} or (tools and "amo-webhooks" not in tools), block
+    assert [line for block in blocks(page, "sh kubectl") for line in block.splitlines() if OF_ONE_RELEASE.search(line)] == []
+
+
+def test_the_ports_are_those_of_the_pods() -> None:
+    """Whoever forwards a port of the chart finds there what the pages ask."""
+    asked = {found for page in RUNBOOKS for found in re.findall(r"127\.0\.0\.1:(\d+)", page.read_text(encoding="utf-8"))}
+    assert asked == {PUBLIC, MANAGEMENT}
+    ports = {port for file in PODS for port in re.findall(r"name: (\w+), containerPort: (\d+)", file.read_text(encoding="utf-8"))}
+    assert ports == {("http", PUBLIC), ("management", MANAGEMENT)}

@@ -48,7 +48,7 @@ async def test_what_the_process_says_of_itself(engine: AsyncEngine) -> None:
     samples = await read(metrics)
     expected: dict[Sample, float] = {
         sample("amo_up"): 1,
-        sample("amo_ready"): 0,
+        sample("amo_ready", amo_role="service"): 0,
         sample("amo_build_info", service_version=version("amo-webhooks"), vcs_ref_head_revision="205d903", amo_schema_revision="0001"): 1,
         sample("amo_span_exports_total", amo_outcome="exported"): 5,
         sample("amo_span_exports_total", amo_outcome="dropped"): 3,
@@ -59,7 +59,7 @@ async def test_what_the_process_says_of_itself(engine: AsyncEngine) -> None:
     }
     assert {key: samples.get(key) for key in expected} == expected
     ready[0] = True
-    assert (await read(metrics))[sample("amo_ready")] == 1
+    assert (await read(metrics))[sample("amo_ready", amo_role="service")] == 1
 
 
 async def test_without_spans_none_are_counted(engine: AsyncEngine) -> None:
@@ -83,7 +83,7 @@ async def test_a_source_that_fails_is_missing_and_named_once(engine: AsyncEngine
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             samples = await read(metrics)
-    assert (sample("amo_span_queue") in samples, samples[sample("amo_ready")]) == (False, 1)
+    assert (sample("amo_span_queue") in samples, samples[sample("amo_ready", amo_role="service")]) == (False, 1)
     assert [record.getMessage() for record in caplog.records].count("Metrics about the span counts are missing: KeyError") == 1
     assert "79991234567" not in caplog.text
 

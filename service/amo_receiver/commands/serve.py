@@ -40,7 +40,7 @@ def serve(
 ) -> None:
     """Serve the webhook endpoint, with a worker inside.
 
-    Example: amo-webhooks serve --port 8000 --management-port 8001
+    Example: amo-webhooks serve --port 8000 --management-port 9000
     """
     # As environment, because with --reload another process reads them.
     if management_port is not None:

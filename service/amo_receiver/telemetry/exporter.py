@@ -13,7 +13,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from google.protobuf.message import DecodeError
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
@@ -107,7 +106,7 @@ class OtlpCollector:
             return Reply(f"HTTP {result.status_code}" if result.status_code else type(result.error).__name__)
         try:
             return Reply(rejected=ExportTraceServiceResponse.FromString(self._answer).partial_success.rejected_spans)
-        except DecodeError:  # a proxy's own page
+        except Exception:  # noqa: BLE001 - of protobuf's own kind: what answered was a proxy
             return Reply()
 
     def _keep(self, response: Any, *_: Any, **__: Any) -> None:

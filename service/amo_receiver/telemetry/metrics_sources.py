@@ -35,6 +35,7 @@ class Sources:
     spans: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
     schema_revision: str = ""
     source_revision: str = ""
+    role: str = "service"
     _stored: StoredGauges = field(init=False)
     _failed: set[str] = field(default_factory=set)
 
@@ -65,7 +66,8 @@ class Sources:
 
     def _process(self) -> list[Family]:
         build = (version(DISTRIBUTION), self.source_revision, self.schema_revision)
-        return [Family(table.UP, {(): 1}), Family(table.READY, {(): int(self.is_ready())}), Family(table.BUILD_INFO, {build: 1})]
+        ready = Family(table.READY, {(self.role,): int(self.is_ready())})
+        return [Family(table.UP, {(): 1}), ready, Family(table.BUILD_INFO, {build: 1})]
 
     def _pool(self) -> list[Family]:
         pool = self.engine.pool

@@ -143,7 +143,13 @@ LOOP_LAG = Definition(
     "amo.loop.lag", "histogram", "s", (), "How much later than asked for the event loop came back, sampled 4 times a second.", LOOP_SECONDS
 )
 UP = Definition("amo.up", "gauge", "{process}", (), "1 while the process runs.")
-READY = Definition("amo.ready", "gauge", "{process}", (), "1 when ready (see /readyz), else 0.")
+READY = Definition(
+    "amo.ready",
+    "gauge",
+    "{process}",
+    ("amo.role",),
+    "1 when ready (see /readyz), else 0. service: it accepts webhooks; worker: it does not.",
+)
 BUILD_INFO = Definition(
     "amo.build.info", "gauge", "{process}", ("service.version", "vcs.ref.head.revision", "amo.schema.revision"),
     "1, with this release's version, the revision of its source where it is known, and that of the database that it was made for.",
