@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, get_args
 
 import httpx
 import pytest
+import trustme
 from typer.testing import CliRunner
 
 from amo_receiver import app
@@ -26,6 +28,7 @@ from amo_receiver.commands.doctor import database_findings, direct_finding
 from amo_receiver.commands.language import FIELD, in_russian, speaking
 from amo_receiver.commands.prune import INTERRUPTED
 from amo_receiver.commands.russian import SENTENCES, WORDS
+from amo_receiver.connection import MANY_CONNECTIONS
 from amo_receiver.embedded.folder import free_port
 from amo_receiver.errors import CommandError, ConfigurationError, InvalidBody, Problem, RequestError
 from amo_receiver.inbox import states
@@ -485,13 +488,15 @@ def test_the_python_of_the_guide_signs() -> None:
     assert set(re.findall(r"\b[0-9a-f]{64}\b", GUIDE)) == {signature_of_the_guide()}
 
 
+def installed(program: str) -> str:
+    """Return the path of a program; where there is none, what it would tell of the guide's example is skipped."""
+    path = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    return path or pytest.skip(f"{program} is not installed, so that the example for it cannot be tried")
+
+
 def test_the_php_of_the_guide_signs() -> None:
     """It prints the same signature."""
-    php = shutil.which("php")
-    if php is None:
-        pytest.skip("php is not installed, so that the example in PHP cannot be run")
-    [program] = shown("php")
-    done = subprocess.run([php], input=program, capture_output=True, text=True, check=True)
+    done = subprocess.run([installed("php")], input="".join(shown("php")), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == signature_of_the_guide()
 
 
@@ -514,6 +519,28 @@ def test_the_proxy_of_the_guide_fits_the_service() -> None:
     assert "access_log off;" in nginx
     [stop] = re.findall(r"TimeoutStopSec=(\d+)", unit())
     assert int(stop) > app.GRACEFUL_SECONDS + app.WORKER_END_SECONDS + 2 * app.CLOSE_SECONDS
+    [files] = re.findall(r"LimitNOFILE=(\d+)", unit())
+    assert int(files) > defaults["max_in_flight_requests"] + MANY_CONNECTIONS
+
+
+def test_systemd_understands_the_unit_of_the_guide(tmp_path: Path) -> None:
+    """No key of it is unknown and no value unreadable; another program stands for ours, because systemd looks whether it is there."""
+    file = tmp_path / "amo-webhooks.service"
+    file.write_text(re.sub(r"/opt/amo-webhooks/\S+", sys.executable, unit()))
+    done = subprocess.run([installed("systemd-analyze"), "verify", str(file)], capture_output=True, text=True, check=False)
+    # It ends with 0 also where it ignores a line, and speaks of the machine's other units too.
+    assert (done.returncode, [line for line in done.stderr.splitlines() if file.name in line]) == (0, [])
+
+
+def test_nginx_understands_the_proxy_of_the_guide(tmp_path: Path) -> None:
+    """As all that a server has, with a certificate, a log and a port that are there."""
+    trustme.CA().issue_cert("amo.example.ru").private_key_and_cert_chain_pem.write_to_path(tmp_path / "pem")
+    server = shown("nginx")[0].replace("/var/log/nginx", str(tmp_path)).replace("listen 443 ", f"listen 127.0.0.1:{free_port()} ")
+    server = re.sub("/etc/letsencrypt/[^;]+", str(tmp_path / "pem"), server)
+    (tmp_path / "conf").write_text(f"pid {tmp_path}/pid; error_log {tmp_path}/log; events {{}} http {{ {server} }}")
+    command = [installed("nginx"), "-t", "-p", str(tmp_path), "-c", "conf"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "[warn]" in done.stderr) == (0, False), done.stderr
 
 
 def test_the_links_inside_the_guide_lead_somewhere() -> None:
@@ -536,14 +563,21 @@ def guides_url(postgres: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("bare")
-def test_who_follows_the_guide_has_a_running_service(guides_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the role, the `.env` and the unit's command that stand there, `doctor` and `check` find nothing wrong."""
+def test_who_follows_the_guide_has_a_running_service(
+    guides_url: str, postgres: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the role, the `.env` and the unit's command that stand there, `doctor` and `check` find nothing wrong; `psql` works too."""
     [start] = re.findall(r"^ExecStart=/opt/amo-webhooks/\.venv/bin/amo-webhooks (.*)$", unit(), flags=re.MULTILINE)
     [script] = [block for block in shown("sh") if "cat > .env" in block]
     port, folder, env = free_port(), tmp_path / "opt", NOTHING_OF_OURS | LANG | {"DB_URL": None}
     environment = service_environment("", folder, env)
     service = ServiceProcess(start.replace("8000", str(port)).split(), folder=folder, env=environment, port=port)
     subprocess.run(["sh", "-e"], input=script, cwd=folder, env=environment, text=True, check=True)
+    # What sets and uses $DB_URL, block after block as they follow in the guide, for a shell that does not know it.
+    blocks = [block for block in shown("sh") if "export DB_URL=" in block or '"$DB_URL"' in block]
+    assert (blocks[0].split("=")[0], len(blocks)) == ("export DB_URL", 6)
+    script = re.sub(r"(?m)^ *curl .*\n", "", "".join(blocks))
+    path = f"{Path(sys.executable).parent}:{postgres.bin_dir}:{environment['PATH']}"
     settings = folder / ".env"
     assert settings.stat().st_mode & 0o077 == 0
     monkeypatch.chdir(folder)
@@ -556,6 +590,7 @@ def test_who_follows_the_guide_has_a_running_service(guides_url: str, tmp_path: 
         service.start()
         checked = run(folder, "check", service.url, env=env, db_url=None)
         examined = run(folder, "doctor", env=env, db_url=None)
+        subprocess.run(["sh", "-euc", script], cwd=folder, env=environment | {"PATH": path}, check=True)
         log = (folder / "logs" / "app.log").read_text()
     finally:
         service.end()
