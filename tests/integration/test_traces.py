@@ -32,6 +32,16 @@ NOT_SAMPLED = {"traceparent": f"00-{SENDERS_TRACE}-{SENDERS_SPAN}-00"}
 REFUSED_PRICE = 666
 AGAIN = "UPDATE events SET state = 'pending', effect = NULL, processed_at = NULL, attempts = 2, available_at = now() RETURNING id"
 REFUSAL = "ALTER TABLE leads ADD CONSTRAINT refused CHECK (price <> 666)"
+MARKS = [
+    "Marked-Name",
+    "+79995550011",
+    "79995550011",
+    "marked@example.test",
+    "marked-value",
+    "marked_word",
+    CLIENT_SECRET,
+    WEBHOOK_TOKEN,
+]
 
 
 @pytest.fixture
@@ -170,6 +180,26 @@ def test_every_later_attempt_links_back(
     assert "replay 1" in run_command(database_url, tmp_path, {}, "events", "show", event_id, "--trace")
 
 
+def marked_bodies() -> list[tuple[bytes, dict[str, str]]]:
+    """Return bodies with the marks wherever a body can have them, each with its Content-Type."""
+    fields = [custom_field(1, "+79995550011"), custom_field(2, "marked@example.test"), custom_field(3, "marked-value")]
+    person = contact(at=int(time.time()), name="Marked-Name", custom_fields=fields)
+    return [
+        (form_body("contacts", "add", person), FORM),
+        (form_body("leads", "add", {"id": "Marked-Name", "name": "marked-value"}), FORM),
+        (form_body("marked-value", "Marked-Name", {"id": "marked@example.test"}), FORM),
+        (form_body("marked_word", "marked_word", {"id": "marked_word"}, account=None), FORM),
+        (form_body("marked_word", "add", {"id": 1}, account="marked_word"), FORM),
+        (form_body("leads", "marked_word", {"id": 1}, account="Marked-Name"), FORM),
+        (form_body("contacts", "add", {"id": "marked_word"}, account="marked-value"), FORM),
+        (form_body("leads", "update", lead(id=10), account="79995550011"), FORM),
+        (update(9, REFUSED_PRICE, name="Marked-Name", custom_fields=fields), FORM),
+        (b"name=Marked-Name&x=%FF", FORM),
+        (json.dumps({"leads": {"add": [{"id": "marked-value"}]}}).encode(), JSON),
+        (b'{"Marked-Name": [', JSON),
+    ]
+
+
 def test_nothing_personal_and_no_secret_leaves(
     start_service: StartService,
     start_worker: StartWorker,
@@ -184,32 +214,7 @@ def test_nothing_personal_and_no_secret_leaves(
 
     Nor by a worker that attempts all of them again, until they are applied or given up on, or by a replay.
     """
-    marks = [
-        "Marked-Name",
-        "+79995550011",
-        "79995550011",
-        "marked@example.test",
-        "marked-value",
-        "marked_word",
-        CLIENT_SECRET,
-        WEBHOOK_TOKEN,
-    ]
-    fields = [custom_field(1, "+79995550011"), custom_field(2, "marked@example.test"), custom_field(3, "marked-value")]
-    person = contact(at=int(time.time()), name="Marked-Name", custom_fields=fields)
-    bodies = [
-        (form_body("contacts", "add", person), FORM),
-        (form_body("leads", "add", {"id": "Marked-Name", "name": "marked-value"}), FORM),
-        (form_body("marked-value", "Marked-Name", {"id": "marked@example.test"}), FORM),
-        (form_body("marked_word", "marked_word", {"id": "marked_word"}, account=None), FORM),
-        (form_body("marked_word", "add", {"id": 1}, account="marked_word"), FORM),
-        (form_body("leads", "marked_word", {"id": 1}, account="Marked-Name"), FORM),
-        (form_body("contacts", "add", {"id": "marked_word"}, account="marked-value"), FORM),
-        (form_body("leads", "update", lead(id=10), account="79995550011"), FORM),
-        (update(9, REFUSED_PRICE, name="Marked-Name", custom_fields=fields), FORM),
-        (b"name=Marked-Name&x=%FF", FORM),
-        (json.dumps({"leads": {"add": [{"id": "marked-value"}]}}).encode(), JSON),
-        (b'{"Marked-Name": [', JSON),
-    ]
+    bodies = marked_bodies()
     telling = exporting | {"LOG_LEVEL": "DEBUG", "NOTIFY_URL": receiver.url, "NOTIFY_INTERVAL_SECONDS": "1", "NO_PROXY": "127.0.0.1"}
     service = start_service(pooled_url, env=telling, args=["--no-worker"])
     run_sql(database_url, REFUSAL)
@@ -239,7 +244,7 @@ def test_nothing_personal_and_no_secret_leaves(
         "errors": errors,
         "metrics": pages,
     }
-    assert {(place, mark) for place, text in told.items() for mark in marks if mark in text} == set()
+    assert {(place, mark) for place, text in told.items() for mark in MARKS if mark in text} == set()
     assert "Event given up on: contacts.add" in told["log of the worker"]
     assert "Event applied on retry: other.other" in told["log of the worker"]
     assert "contacts.add" in told["notifications"]
