@@ -44,6 +44,7 @@ NOT_RUN = {
     r"cd /opt/amo-webhooks": "the clone stands for that folder, and the blocks are run in it",
     r"(systemctl|journalctl) .*": "it needs a machine on which systemd runs the service; that the unit's program starts is tested",
     r"nginx -t": "it needs the proxy and its certificate; what the proxy must do is compared with the settings",
+    r"(path=\$\()?(kubectl|helm|kind) .*|curl .*\$path.*": "it needs a cluster, and is run on one by the cluster test",
     r".*https://amo\.example\.ru\b.*": "it needs a host behind a TLS proxy; the same is run on 127.0.0.1",
 }
 SHOWN = {"", "console", "ini", "json", "mermaid", "nginx", "php", "python", "text", "toml", "yaml"}
