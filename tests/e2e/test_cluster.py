@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from e2e import images
+from e2e.pages import runbook_lines, typed
 from e2e.release import INTEGRATION, MIGRATION, NAME, NAMESPACE, REPLICAS, ROTATE
 from e2e.stranger import Stranger
 from e2e.traffic import LATE_S
 from factories import form_body, lead
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from e2e.release import Stand
 
 pytestmark = pytest.mark.timeout(900)
@@ -254,6 +257,20 @@ def update(price: str) -> bytes:
 
 def pod_of(span: dict[str, Any]) -> str:
     return str(span["resource"]["k8s.pod.name"])
+
+
+def test_what_the_runbooks_say_works(stand: Stand, tmp_path: Path) -> None:
+    """Each line for kubectl, as it stands; also those that restart and scale fail no request."""
+    lines = runbook_lines({"amoint": INTEGRATION, "name": INTEGRATION, "schemamig": MIGRATION, "secret": INTEGRATION})
+    with stand.traffic.window("every kubectl line of the runbooks") as window:
+        silent = [line for line in lines if not typed(stand.cluster, line, tmp_path).strip()]
+        for component in ("service", "operator"):
+            stand.settle(component)
+        stand.scale(REPLICAS)
+    window.note = f"{len(lines)} lines"
+    assert len(lines) > 30
+    assert silent == []
+    stand.require(window)
 
 
 def test_uninstalling_hangs_on_nothing(stand: Stand) -> None:

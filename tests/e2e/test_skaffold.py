@@ -8,12 +8,14 @@ import pytest
 
 from e2e import images
 from e2e.cluster import Cluster
+from e2e.pages import readme_lines, typed
 from e2e.skaffold import ROOT, Skaffold, pipeline
 from e2e.stranger import Stranger
 from factories import ACCOUNT, form_body, lead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from hostile.report import Report
 
@@ -45,6 +47,15 @@ def test_ci_verifies_the_release_with_a_sender(skaffold: Skaffold, report: Repor
     skaffold.deploy(ci, images.stand_ins())
     (printed,) = skaffold.verify(ci)
     report.say(f"skaffold verify: {printed.strip()}")
+
+
+def test_what_the_readme_says_works(skaffold: Skaffold, tmp_path: Path) -> None:
+    """Its lines for kubectl, in the namespace that they name."""
+    lines = readme_lines()
+    assert len(lines) == 4
+    for line in lines:
+        shown = f'{line}; test "$path"' if line.startswith("path=") else line
+        typed(Cluster(pipeline().release["namespace"]), shown, tmp_path)
 
 
 def test_a_changed_file_is_taken_over_without_a_new_image(cluster: Cluster, skaffold: Skaffold, report: Report) -> None:

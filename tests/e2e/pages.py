@@ -1,0 +1,40 @@
+"""What the pages tell somebody to type, run as it stands: in a shell whose kubectl is in the release's namespace."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from integration.test_runbooks import RUNBOOKS, blocks
+
+if TYPE_CHECKING:
+    from e2e.cluster import Cluster
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def runbook_lines(names: dict[str, str]) -> list[str]:
+    """Return the runbooks' lines for kubectl, each once, with the names of this release: ``names`` has one for each word before NAME."""
+    lines = {line for page in RUNBOOKS for block in blocks(page, "sh kubectl") for line in block.splitlines()}
+    kinds = "|".join(names)
+    return sorted(re.sub(rf"\b({kinds})([ =])NAME", lambda found: f"{found[1]}{found[2]}{names[found[1]]}", line) for line in lines)
+
+
+def readme_lines() -> list[str]:
+    """Return the README's own lines for kubectl, which name their namespace, and what is sent by the path that one of them reads."""
+    text = README.read_text(encoding="utf-8").replace("\\\n", "")
+    shell = re.findall(r"^```sh\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [line for block in shell for line in block.splitlines() if re.match(r"(path=\$\()?kubectl ", line)]
+
+
+def typed(cluster: Cluster, line: str, folder: Path) -> str:
+    """Run a line as somebody types it, and return what it prints; fail if it fails."""
+    program = folder / "kubectl"
+    if not program.exists():
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(shutil.which("kubectl") or "")} --namespace {cluster.namespace} "$@"\n')
+        program.chmod(0o755)
+    return cluster.run("env", f"PATH={folder}:{os.environ['PATH']}", "sh", "-e", "-c", line)
