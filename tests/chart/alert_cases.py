@@ -92,8 +92,12 @@ ALERTS = {
             "all pods are gone": Case(8, {series("amo_ready"): "1x3 stale"}),
             "nothing was ever scraped": Case(3, {"up": "1x9"}),
             "one installation of two is gone": Case(1400, {series("amo_ready"): "1x3 stale", 'amo_ready{namespace="b"}': "1x1500"}),
-            "only the worker is left": Case(8, {series("amo_ready", amo_role="service"): "1x3 stale", WORKER_READY: "1x9"}),
-            "only the worker is ready": Case(8, {series("amo_ready", amo_role="service"): "1x3 0x6", WORKER_READY: "1x9"}),
+            "only the worker is left": Case(
+                8, {series("amo_ready", amo_role="service"): "1x3 stale", series("amo_ready", B, amo_role="worker"): "1x9"}
+            ),
+            "only the worker is ready": Case(
+                8, {series("amo_ready", amo_role="service"): "1x3 0x6", series("amo_ready", B, amo_role="worker"): "1x9"}
+            ),
         },
         {
             "one pod of two is ready": Case(8, {series("amo_ready"): "1x9", series("amo_ready", B): "0x9"}),
