@@ -23,7 +23,7 @@ from lightkube.resources.core_v1 import Event, Pod, Secret
 from lightkube.types import PatchType
 
 from amo_operator import migration
-from amo_operator.resources import FIELD_MANAGER, NUDGE, secret_texts
+from amo_operator.resources import FIELD_MANAGER, GENERATION, NUDGE, secret_texts
 from amo_operator.spec import GROUP, VERSION
 
 if TYPE_CHECKING:
@@ -174,7 +174,10 @@ class Kube:
         job = await self._get(JobResource, name)
         if job is None:
             return None
-        known = migration.Job(name, job.metadata.uid, job.metadata.creationTimestamp)
+        metadata = job.metadata
+        owner = next((each.uid for each in metadata.ownerReferences or ()), "")
+        generation = (metadata.annotations or {}).get(GENERATION, "")
+        known = migration.Job(name, metadata.uid, metadata.creationTimestamp, owner, int(generation) if generation.isdecimal() else 0)
         if job.metadata.deletionTimestamp is not None:
             return replace(known, outcome="ending")
         held = {

@@ -37,6 +37,10 @@ class Job:
     name: str
     uid: str
     made_at: datetime
+    owner: str
+    """UID of the object that made it; others that want the same work share it."""
+    generation: int
+    """Generation of that object's spec then."""
     outcome: Literal["running", "complete", "failed", "ending"] = "running"
     failure: str = ""
     said: str = ""
@@ -67,9 +71,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Everything that is known at one moment; ``made_at`` and ``status`` are the object's own, ``job`` the one of ``job_name``."""
+    """Everything that is known at one moment; all but ``now`` and ``job``, the one of ``job_name``, is the object's own."""
 
     now: datetime
+    uid: str
     generation: int
     made_at: datetime
     status: dict[str, Any] = field(default_factory=dict)
@@ -127,8 +132,7 @@ def _follow(status: dict[str, Any], work: str, job: Job, observed: Observed) -> 
         return _complete(seen, work, result, observed.now)
     is_final = result.outcome in FINAL and not result.is_temporary  # what its next pods would say is known
     has_failed = job.outcome == "failed" or is_final
-    is_changed = observed.status.get("observedGeneration") not in (observed.generation, -1, None)
-    if is_changed and (has_failed or job.waiting or not job.has_pod):
+    if _is_of_older_spec(job, observed) and (has_failed or job.waiting or not job.has_pod):
         return Decision("delete", status, Standing("Migrating", "The spec was changed: trying again.", is_reconciling=True))
     if has_failed:
         return _failed(seen, result, observed)
@@ -144,6 +148,16 @@ def _is_of_before(job: Job, observed: Observed) -> bool:
     if last and job.made_at < datetime.fromisoformat(last):
         return True
     return job.outcome != "running" and job.made_at < observed.made_at
+
+
+def _is_of_older_spec(job: Job, observed: Observed) -> bool:
+    """Tell whether the spec was changed since: the object's own Job says it itself, of a shared one the last look is what is known.
+
+    The status alone would not do: an operator that dies between the Job and the status would take away what it has just made.
+    """
+    if job.owner == observed.uid:
+        return job.generation < observed.generation
+    return observed.status.get("observedGeneration") not in (observed.generation, -1, None)
 
 
 def _kept(spec: SchemaMigrationSpec, observed: Observed) -> dict[str, Any]:

@@ -21,6 +21,8 @@ NUDGE = f"{GROUP}/keyring-version"
 """An annotation of a service pod: its change makes the kubelet refresh the pod's volumes at once, not within 60 to 90 s."""
 ROTATE = f"{GROUP}/rotate"
 """An annotation of an AmoIntegration: each new text asks for one rotation of what is generated."""
+GENERATION = f"{GROUP}/generation"
+"""An annotation of a Job: the generation of the spec that it was made from."""
 LOCK_TRIES = 5
 KEPT_SECONDS = 7 * 24 * 3600
 RESULT_FILE = "/dev/termination-log"
@@ -82,7 +84,12 @@ def migration_job(migration: Mapping[str, Any], spec: SchemaMigrationSpec, insta
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": job_name(spec), "labels": marks, "ownerReferences": [owner(migration)]},
+        "metadata": {
+            "name": job_name(spec),
+            "labels": marks,
+            "annotations": {GENERATION: str(migration["metadata"]["generation"])},
+            "ownerReferences": [owner(migration)],
+        },
         "spec": {
             "backoffLimit": spec.backoff_limit,
             "activeDeadlineSeconds": int(spec.active_deadline.total_seconds()),

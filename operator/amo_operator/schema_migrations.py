@@ -38,7 +38,8 @@ class SchemaMigrations:
         status = resource.get("status") or {}
         metadata = resource["metadata"]
         made_at = datetime.fromisoformat(metadata["creationTimestamp"])
-        decision = migration.decide(spec, migration.Observed(now, metadata["generation"], made_at, status, job))
+        observed = migration.Observed(now, metadata["uid"], metadata["generation"], made_at, status, job)
+        decision = migration.decide(spec, observed)
         if decision.act == "create":
             decision = await self._create(resource, spec, decision)
         elif decision.act == "delete" and job is not None:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from amo_operator.conditions import conditions
 from amo_operator.migration import FIRST_PAUSE, LONGEST_PAUSE, Decision, Job, Observed, decide, job_name, read_result, refused, work_hash
-from amo_operator.resources import migration_job
+from amo_operator.resources import GENERATION, migration_job
 from amo_operator.spec import SchemaMigrationSpec
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 RESOURCE = {
     "apiVersion": "amo-webhooks.io/v1alpha1",
     "kind": "SchemaMigration",
-    "metadata": {"name": "main", "namespace": "crm", "uid": "u-1"},
+    "metadata": {"name": "main", "namespace": "crm", "uid": "u-1", "generation": 3},
 }
 ON_THESE_NODES: dict[str, Any] = {
     "nodeSelector": {"disk": "ssd"},
@@ -40,7 +40,7 @@ def said(outcome: str, **changes: Any) -> str:
 
 
 def a_job(outcome: Any = "running", failure: str = "", made_at: datetime = NOW, **changes: Any) -> Job:
-    return Job("j", f"uid-{made_at}", made_at, outcome, failure, **changes)
+    return replace(Job("j", f"uid-{made_at}", made_at, "u-1", 1, outcome, failure), **changes)
 
 
 def failed(outcome: str, **changes: Any) -> Job:
@@ -52,7 +52,7 @@ def follow(decision: Decision, before: Observed, seen: Job | None, **changes: An
     return replace(before, status=decision.status | {"observedGeneration": before.generation}, job=seen, **changes)
 
 
-FRESH = Observed(NOW, 1, NOW, {"observedGeneration": -1})
+FRESH = Observed(NOW, "u-1", 1, NOW, {"observedGeneration": -1})
 
 
 def test_a_job_is_made_watched_and_its_end_written_down() -> None:
@@ -216,6 +216,19 @@ def test_a_changed_spec_is_tried_at_once_unless_a_try_runs(seen: Job) -> None:
     assert (again.act, again.standing.is_reconciling) == ("delete", True)
     assert decide(spec(), follow(again, changed, None)).act == "create"
     assert decide(spec(), replace(changed, job=a_job())).act is None
+    assert decide(spec(), replace(changed, job=replace(seen, generation=2))).act is None, "made from this spec, and then the operator died"
+
+
+@pytest.mark.parametrize("outcome", ["Failed", "Blocked"])
+def test_a_shared_jobs_failure_is_tried_again_for_a_changed_spec_once(outcome: str) -> None:
+    """Which spec of somebody else it was made from says nothing: whether it was looked at since the change does."""
+    shared = replace(failed(outcome), owner="u-2", generation=7)
+    seen = follow(decide(spec(), replace(FRESH, job=shared)), FRESH, shared)
+    assert decide(spec(), seen).act is None
+    changed = replace(seen, generation=2)
+    again = decide(spec(lockTimeout="1s"), changed)
+    assert again.act == "delete"
+    assert decide(spec(lockTimeout="1s"), replace(follow(again, changed, shared), now=NOW + timedelta(seconds=1))).act is None
 
 
 def test_a_job_that_the_api_server_does_not_take_is_no_try() -> None:
@@ -312,6 +325,7 @@ def test_the_jobs_pod_has_the_rights_of_nobody() -> None:
     assert variables["TRACEPARENT"]["value"] == "00-1-2-01"
     assert (job["spec"]["backoffLimit"], job["spec"]["activeDeadlineSeconds"]) == (3, 3600)
     assert (job["metadata"]["name"], job["metadata"]["ownerReferences"][0]["uid"]) == (job_name(spec()), "u-1")
+    assert job["metadata"]["annotations"] == {GENERATION: "3"}
     assert pod["imagePullSecrets"] == [{"name": "pull"}]
 
 
