@@ -45,7 +45,7 @@ def unchangeable(values: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_upgrade_changes_nothing_that_cannot_be_changed(variant: str) -> None:
-    """Of what the first chart installs: selectors, claims, Services without an address, whose database and client it is, names of Secrets."""
+    """Of what the first chart installs: selectors, claims, Services without an address, whose database and client, names of Secrets."""
     before = json.loads(RECORDED.read_text(encoding="utf-8"))[variant]
     now = unchangeable(VARIANTS[variant])
     assert {name: now.get(name) for name in before} == before
