@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -67,6 +68,16 @@ def test_a_pooled_direct_url_is_a_problem(pooled_url: str, tmp_path: Path) -> No
     assert "DB_DIRECT_URL leads through a pooler" in done.stdout
     assert "set AMOCRM_ACCOUNT_ID" in done.stdout
     assert done.stdout.endswith("Problems: 1, warnings: 1.\n")
+
+
+def test_beside_a_pooler_the_database_itself_is_somebody_else_s(pooled_url: str, database_url: str, tmp_path: Path) -> None:
+    """A pod may be kept from it; whoever sets DB_DIRECT_URL means it."""
+    user, _, pooler = urlsplit(pooled_url).netloc.rpartition("@")
+    away = urlsplit(database_url)._replace(netloc=f"{user}@127.0.0.1:{free_port()}").geturl()
+    done = doctor(tmp_path, away, env={"DB_POOLER": pooler, "AMOCRM_ACCOUNT_ID": "1"})
+    assert (done.returncode, "Not asked: DB_POOLER leads there" in done.stdout) == (0, True), done.stdout
+    done = doctor(tmp_path, away, env={"DB_POOLER": pooler, "DB_DIRECT_URL": away})
+    assert (done.returncode, "DB_DIRECT_URL" in done.stdout) == (1, True), done.stdout
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:

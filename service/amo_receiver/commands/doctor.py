@@ -244,8 +244,13 @@ async def _schema_finding(engine: AsyncEngine, settings: Settings) -> Finding:
 
 
 async def direct_finding(settings: Settings) -> Finding:
-    """Judge what DB_DIRECT_URL leads to; it is the same as DB_URL unless it is set."""
+    """Judge what DB_DIRECT_URL leads to; it is the same as DB_URL unless it is set.
+
+    Beside a DB_POOLER it is somebody else's, who migrates: a pod may be kept from the database itself.
+    """
     url = settings.db_direct_url.get_secret_value()
+    if settings.db_pooler and "db_direct_url" not in settings.model_fields_set:
+        return Finding("direct", "ok", "Not asked: DB_POOLER leads there, and whoever migrates goes past it.")
     try:
         engine = _engine("DB_DIRECT_URL", url)
     except ConfigurationError as error:

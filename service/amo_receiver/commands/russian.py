@@ -98,6 +98,9 @@ DOCTOR = {
     "DB_DIRECT_URL leads through a pooler and migrations refuse that: name Postgres itself.": (
         "DB_DIRECT_URL ведёт через пулер, а миграции так не работают: укажите адрес самого Postgres."
     ),
+    "Not asked: DB_POOLER leads there, and whoever migrates goes past it.": (
+        "Не проверяется: к базе ведёт DB_POOLER, а кто выполняет миграции, идёт мимо него."
+    ),
     "DB_DIRECT_URL leads to Postgres itself.": "DB_DIRECT_URL ведёт прямо в Postgres.",
     "{address}: not reached ({error}); {advice}.": "{address}: нет соединения ({error}); {advice}.",
     "the password is refused: correct it in the URL": "пароль не подошёл, исправьте его в адресе",
