@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,6 +29,17 @@ WHY_NOT = (
 )
 SERVICE_RANGE = "10.0.0.0/24"
 REQUEST_TIMEOUT_S = 30.0
+TRIES, PAUSE_S = 8, 0.25
+NOT_NOW = {429, 500, 502, 503, 504}
+"""What it answers under load, and while it sets up its storage for a definition that is new or changed."""
+
+
+class Refused(AssertionError):  # noqa: N818 - named for what happened
+    """An answer that is neither a success nor 404."""
+
+    def __init__(self, call: str, answer: httpx2.Response) -> None:
+        super().__init__(f"{call}: {answer.status_code} {answer.text}")
+        self.status = answer.status_code
 
 
 def assets() -> Path | None:
@@ -156,12 +168,21 @@ class ApiServer(Child):
                 program.kill()
 
     def ask(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json", **headers: str) -> dict[str, Any]:
-        """Ask as the administrator, for what no typed client can; an answer other than 404 must be a success, 404 is ``{}``."""
+        """Ask as the administrator, for what no typed client can; 404 is ``{}``, and what is refused for now is asked again.
+
+        :raises Refused: the answer is no success.
+        """
         content = None if body is None else json.dumps(body).encode()
-        answer = self._client.request(method, path, content=content, headers={"Content-Type": content_type, **headers})
+        again = NOT_NOW | ({httpx2.codes.CONFLICT} if method == "PATCH" else set())  # it names no version: only two at once collide
+        for pause_s in [PAUSE_S * number for number in range(1, TRIES)] + [0]:
+            answer = self._client.request(method, path, content=content, headers={"Content-Type": content_type, **headers})
+            if answer.status_code not in again:
+                break
+            time.sleep(pause_s)
         if answer.status_code == httpx2.codes.NOT_FOUND:
             return {}
-        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
+        if not answer.is_success:
+            raise Refused(f"{method} {path}", answer)
         read: dict[str, Any] = answer.json()
         return read
 

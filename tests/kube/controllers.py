@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amo_receiver.embedded.processes import wait_until
+from kube.apiserver import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +76,7 @@ def end_namespace(server: ApiServer, name: str, *, force: bool = False) -> list[
     namespace = server.ask("GET", f"/api/v1/namespaces/{name}")
     if namespace:
         namespace["spec"]["finalizers"] = []
+        del namespace["metadata"]["resourceVersion"]  # whatever became of it meanwhile
         server.ask("PUT", f"/api/v1/namespaces/{name}/finalize", namespace)
     assert wait_until(lambda: not server.ask("GET", f"/api/v1/namespaces/{name}"), END_TIMEOUT_S)
     return []
@@ -87,10 +90,18 @@ def collect_garbage(server: ApiServer, namespace: str) -> list[str]:
         released = [_let_go(server, each, [other for other in objects.values() if _is_owned_by(other, each)]) for each in objects.values()]
         lost = [each for each in objects.values() if _has_lost_its_owners(each, set(objects)) and "deletionTimestamp" not in each.metadata]
         for each in lost:
-            server.ask("DELETE", each.path, {**BACKGROUND, "preconditions": {"uid": each.metadata["uid"]}})
+            _delete_this_one(server, each)
         gone += [each.path for each in lost]
         if not lost and not any(released):
             return gone
+
+
+def _delete_this_one(server: ApiServer, each: Stored) -> None:
+    try:
+        server.ask("DELETE", each.path, {**BACKGROUND, "preconditions": {"uid": each.metadata["uid"]}})
+    except Refused as refusal:
+        if refusal.status != HTTPStatus.CONFLICT:  # there is another one of its name by now
+            raise
 
 
 def _is_owned_by(each: Stored, owner: Stored) -> bool:

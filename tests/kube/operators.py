@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
@@ -14,7 +16,7 @@ from amo_receiver.embedded.folder import free_port
 from children import Child
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 README = Path(__file__).parents[2] / "operator" / "README.md"
 KEYRING = "crm-keyring"
@@ -45,7 +47,6 @@ class Operator(Child):
     """``python -m amo_operator``; ready when its liveness page answers."""
 
     def __init__(self, kubeconfig: Path, namespace: str, folder: Path, *, management_port: int = 9000, **environment: str) -> None:
-        self._pages = f"http://127.0.0.1:{free_port()}"
         folder.mkdir(parents=True, exist_ok=True)
         env = {
             "PATH": os.defpath,
@@ -58,10 +59,25 @@ class Operator(Child):
             "AMO_OPERATOR_MANAGEMENT_PORT": str(management_port),
             "AMO_OPERATOR_INTERVAL_SECONDS": "0.5",
             "AMO_OPERATOR_PAGES_HOST": "127.0.0.1",
-            "AMO_OPERATOR_PAGES_PORT": self._pages.rpartition(":")[2],
             **environment,
         }
         super().__init__([sys.executable, "-m", "amo_operator"], cwd=folder, env=env, log_path=folder / "operator.log")
+        self._take_a_port()
+
+    def _take_a_port(self) -> None:
+        port = free_port()
+        self._pages = f"http://127.0.0.1:{port}"
+        self.env["AMO_OPERATOR_PAGES_PORT"] = str(port)
+
+    def start(self) -> Self:
+        """Start it; at another port if somebody was quicker."""
+        try:
+            return super().start()
+        except AssertionError:
+            if "address already in use" not in self.log:
+                raise
+        self._take_a_port()
+        return super().start()
 
     def page(self, path: str) -> httpx.Response:
         """Ask for /livez or /metrics."""
@@ -73,6 +89,33 @@ class Operator(Child):
             return self.page("/livez").is_success
         except httpx.TransportError:
             return False
+
+
+@contextmanager
+def looking_after(operator: Operator, is_to_be_killed: Callable[[], bool] = lambda: False) -> Iterator[list[int]]:
+    """Start the operator anew whenever it has ended, as the cluster does, and kill it when it is time; yield how often it ended."""
+    over, ends, problems = threading.Event(), [0], list[BaseException]()
+
+    def look() -> None:
+        try:
+            while not over.wait(0.02):
+                if is_to_be_killed():
+                    operator.kill()
+                if operator.process.poll() is not None:
+                    ends[0] += 1
+                    operator.start()
+        except BaseException as error:  # noqa: BLE001 - raised where the test waits for the end
+            problems.append(error)
+
+    looker = threading.Thread(target=look, name="looking-after")
+    looker.start()
+    try:
+        yield ends
+    finally:
+        over.set()
+        looker.join()
+        if problems:
+            raise problems[0]
 
 
 def integration(name: str, **spec: Any) -> dict[str, Any]:

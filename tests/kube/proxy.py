@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import threading
+from collections import Counter
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from amo_receiver.embedded.folder import free_port
 from kube.access import Access, access_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 REASONS = {409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}
 HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade"}
+ALWAYS = 1_000_000
+KILL_WITHIN_S = 20.0
 MAX_LINE_BYTES = 1 << 23
 MAX_BODY_BYTES = 1 << 24
 START_TIMEOUT_S = 10.0
@@ -110,8 +112,8 @@ class Proxy:
 
     def __init__(self, server: ApiServer) -> None:
         self._server = server
-        self._port = free_port()
-        self.url = f"https://127.0.0.1:{self._port}"
+        self.url = ""
+        """Where it listens, once it runs."""
         self._lock = threading.Lock()
         self._calls: list[Call] = []
         self._faults: list[Fault] = []
@@ -164,6 +166,30 @@ class Proxy:
     def cut_after(self, n: int = 1, when: When = is_write) -> Fault:
         """Cut the connection of the n-th such call from now on when the API server has done it."""
         return self._add(Fault(when, skip=n - 1, cut="after"))
+
+    def cut_in_turn(self) -> list[Fault]:
+        """Lose each write on its way, then lose its answer, then let it through, all the time; return both kinds of loss."""
+        tries: Counter[Access] = Counter()
+
+        def counted(access: Access) -> bool:
+            tries[access] += access.is_write
+            return False
+
+        def nth(number: int) -> When:
+            return lambda access: access.is_write and tries[access] % 3 == number
+
+        self._add(Fault(counted))
+        return [self._add(Fault(nth(1), times=ALWAYS, cut="before")), self._add(Fault(nth(2), times=ALWAYS, cut="after"))]
+
+    def hold_writes(self) -> Callable[[], bool]:
+        """Keep back the answer of each write; return what tells, once for each, that there was one: whoever wrote is to die now."""
+        fault, seen = self._add(Fault(is_write, times=ALWAYS, cut="after", delay_s=KILL_WITHIN_S)), [0]
+
+        def has_written() -> bool:
+            before, seen[0] = seen[0], len(fault.hit)
+            return seen[0] > before
+
+        return has_written
 
     def answer(self, status: int, when: When = anything, *, times: int = 1, skip: int = 0) -> Fault:
         """Answer such calls with this status in the API server's place."""
@@ -226,7 +252,8 @@ class Proxy:
         runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         try:
-            await web.TCPSite(runner, "127.0.0.1", self._port, ssl_context=self._server.serving_context()).start()
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._server.serving_context()).start()
+            self.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
             connector = aiohttp.TCPConnector(ssl=self._server.client_context(admin=False), limit=0)
             timeout = aiohttp.ClientTimeout(total=None)
             async with aiohttp.ClientSession(

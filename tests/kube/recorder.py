@@ -1,9 +1,10 @@
-"""Every version that the objects of a namespace have had, as a watch tells of them."""
+"""Every version that the objects of a namespace have had, as lists and watches tell of them."""
 
 from __future__ import annotations
 
 import json
 import threading
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
@@ -14,12 +15,11 @@ if TYPE_CHECKING:
     from kube.apiserver import ApiServer
 
 WATCH_SECONDS = 2
-TOO_EARLY = 429
-"""What an API server answers while it sets up its cache for a definition that is new or changed; every client comes again."""
+PAUSE_S = 0.5
 
 
 class Recorder:
-    """Watches kinds of objects, each in a thread of its own."""
+    """Watches kinds of objects, each in a thread of its own, and comes again as every client does: a watch ends for many reasons."""
 
     def __init__(self, server: ApiServer, paths: Sequence[str]) -> None:
         self._server = server
@@ -41,27 +41,51 @@ class Recorder:
             raise self._problem
 
     def versions(self, path: str) -> list[dict[str, Any]]:
-        """Return the versions so far, oldest first."""
+        """Return the versions so far, oldest first; a problem is raised here, where somebody waits for them."""
+        if self._problem:
+            raise self._problem
         return list(self._versions[path])
 
     def _run(self, path: str) -> None:
         try:
             with httpx2.Client(base_url=self._server.url, verify=self._server.client_context(), trust_env=False, timeout=30) as client:
-                position = client.get(path).raise_for_status().json()["metadata"]["resourceVersion"]
+                position: str | None = None
                 while not self._over.is_set():
-                    position = self._watch(client, path, position)
-        except BaseException as error:  # noqa: BLE001 - raised where the test waits for the end
+                    position = self._step(client, path, position)
+        except BaseException as error:  # noqa: BLE001 - raised where the test waits
             self._problem = error
 
-    def _watch(self, client: httpx2.Client, path: str, position: str) -> str:
+    def _step(self, client: httpx2.Client, path: str, position: str | None) -> str | None:
+        """List, or watch on from a position; return the next position, none where the server no longer knows this one."""
+        try:
+            return self._list(client, path) if position is None else self._watch(client, path, position)
+        except httpx2.TransportError:
+            self._over.wait(PAUSE_S)
+        except httpx2.HTTPStatusError as error:
+            code = error.response.status_code
+            if code == HTTPStatus.GONE:
+                return None
+            # 429: while it sets up its cache for a definition that is new or changed.
+            if code != HTTPStatus.TOO_MANY_REQUESTS and code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+            self._over.wait(float(error.response.headers.get("Retry-After", PAUSE_S)))
+        return position
+
+    def _list(self, client: httpx2.Client, path: str) -> str:
+        listed = client.get(path).raise_for_status().json()
+        known = {each["metadata"]["resourceVersion"] for each in self._versions[path]}
+        self._versions[path] += [each for each in listed["items"] if each["metadata"]["resourceVersion"] not in known]
+        position: str = listed["metadata"]["resourceVersion"]
+        return position
+
+    def _watch(self, client: httpx2.Client, path: str, position: str) -> str | None:
         query = {"watch": "1", "resourceVersion": position, "timeoutSeconds": str(WATCH_SECONDS), "allowWatchBookmarks": "true"}
         with client.stream("GET", path, params=query) as answer:
-            if answer.status_code == TOO_EARLY:
-                self._over.wait(float(answer.headers.get("Retry-After", 1)))
-                return position
             for line in answer.raise_for_status().iter_lines():
                 event = json.loads(line)
-                assert event["type"] != "ERROR", event
+                if event["type"] == "ERROR":
+                    assert event["object"]["code"] == HTTPStatus.GONE, event
+                    return None
                 if event["type"] != "BOOKMARK":
                     self._versions[path].append(event["object"])
                 position = event["object"]["metadata"]["resourceVersion"]

@@ -178,6 +178,7 @@ class Scene:
         """Wait for what must come to hold; else fail with everything that tells why it does not."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
+            self._kubelet.check()
             if holds():
                 return
             time.sleep(POLL_S)

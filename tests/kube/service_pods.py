@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from kube.apiserver import ApiServer
 
+ADDRESSES_TRIED = 5
 _addresses = (f"127.0.{high}.{low}" for high, low in itertools.product(range(1, 250), range(2, 250)))
 
 
@@ -66,11 +67,17 @@ class ServicePod:
         """When a key was last matched, by its fingerprint."""
         self._sources: dict[str, Source] = {}
         self._pods = Pods(server, namespace)
-        address = next(_addresses)
-        self._server = _Server((address, port), self)
+        self._server = self._listen(port)
+        address = str(self._server.server_address[0])
         self._thread = threading.Thread(target=lambda: self._server.serve_forever(0.02), name=name)
         self._thread.start()
         self._pods.add(name, SERVICE_LABELS, ip=address, **metadata)
+
+    def _listen(self, port: int) -> _Server:
+        for _ in range(ADDRESSES_TRIED):
+            with suppress(OSError):  # somebody was quicker
+                return _Server((next(_addresses), port), self)
+        raise AssertionError(f"port {port} is taken at every address")
 
     def keyring(self) -> Keyring:
         """Read the mounted files; one that is missing or cannot be understood leaves the last good one in force."""

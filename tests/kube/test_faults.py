@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from amo_operator.keyring import fingerprint
-from kube.operators import KEYRING, documented_rules, integration
-from kube.proxy import Fault, anything, is_write
+from kube.operators import KEYRING, documented_rules, integration, looking_after
+from kube.proxy import ALWAYS, Fault, anything, is_write
 from kube.scene import Scene
 
 if TYPE_CHECKING:
@@ -23,14 +20,13 @@ if TYPE_CHECKING:
     from kube.apiserver import ApiServer
     from kube.conftest import KubeconfigFor
     from kube.kubelet import Kubelet
-    from kube.operators import Operator
     from kube.proxy import Proxy
+
+pytestmark = pytest.mark.timeout(400)
 
 NAME, INPUT, CREDENTIALS = "crm-main", "crm-input", "crm-main-credentials"
 CLIENT, URL = "client_secret", "url_key"
 PATIENCE_S = 100.0
-KILL_WITHIN_S = 20.0
-ALWAYS = 1_000_000
 STEPS = 4
 
 
@@ -114,20 +110,10 @@ class Story:
 
 def test_each_write_is_cut_before_and_after(scene: Scene, proxy: Proxy, access: Path) -> None:
     """Each kind of write is lost on its way, then its answer is lost, then it goes through, all the time."""
-    tries: Counter[Access] = Counter()
-
-    def nth(number: int) -> Callable[[Access], bool]:
-        return lambda access: access.is_write and tries[access] % 3 == number
-
-    def counted(access: Access) -> bool:
-        tries[access] += access.is_write
-        return False
-
-    lost = [proxy._add(Fault(counted)), proxy._add(Fault(nth(1), times=ALWAYS, cut="before"))]
-    lost.append(proxy._add(Fault(nth(2), times=ALWAYS, cut="after")))
+    lost = proxy.cut_in_turn()
     scene.operator(access)
     Story(scene).tell()
-    for fault in lost[1:]:
+    for fault in lost:
         assert {(each.verb, each.ruled) for each in fault.hit} >= {
             ("create", "secrets"),
             ("patch", "secrets"),
@@ -136,43 +122,9 @@ def test_each_write_is_cut_before_and_after(scene: Scene, proxy: Proxy, access: 
         }
 
 
-@contextmanager
-def looking_after(operator: Operator, is_to_be_killed: Callable[[], bool] = lambda: False) -> Iterator[list[int]]:
-    """Start the operator anew whenever it has ended, as the cluster does, and kill it when it is time; yield how often it ended."""
-    over, ends, problems = threading.Event(), [0], list[BaseException]()
-
-    def look() -> None:
-        try:
-            while not over.wait(0.02):
-                if is_to_be_killed():
-                    operator.kill()
-                if operator.process.poll() is not None:
-                    ends[0] += 1
-                    operator.start()
-        except BaseException as error:  # noqa: BLE001 - raised where the test waits for the end
-            problems.append(error)
-
-    looker = threading.Thread(target=look, name="looking-after")
-    looker.start()
-    try:
-        yield ends
-    finally:
-        over.set()
-        looker.join()
-        if problems:
-            raise problems[0]
-
-
-@pytest.mark.timeout(400)
 def test_the_operator_dies_after_each_write(scene: Scene, proxy: Proxy, access: Path) -> None:
     """No operator ever makes two writes: the cluster alone is enough to go on."""
-    fault, seen = proxy._add(Fault(is_write, times=ALWAYS, cut="after", delay_s=KILL_WITHIN_S)), [0]
-
-    def has_written() -> bool:
-        before, seen[0] = seen[0], len(fault.hit)
-        return seen[0] > before
-
-    with looking_after(scene.operator(access), has_written) as deaths:
+    with looking_after(scene.operator(access), proxy.hold_writes()) as deaths:
         Story(scene).tell()
     assert deaths[0] >= 4 * STEPS
 
@@ -256,4 +208,4 @@ def test_a_watch_that_hangs_shows_on_the_liveness_page(scene: Scene, proxy: Prox
     assert "watch of AmoIntegration" in operator.page("/livez").json()["obstacles"][0]
     assert scene.document(NAME)["accounts"] == ["77"]
     proxy.forget()
-    scene.until(lambda: operator.page("/livez").status_code == 200)
+    scene.until(lambda: operator.page("/livez").status_code == 200, PATIENCE_S)  # kopf gives a watch that hangs 11 s

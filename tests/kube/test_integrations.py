@@ -15,12 +15,13 @@ import pytest
 
 from amo_operator.keyring import fingerprint
 from amo_receiver.amocrm.keyring import url_token
+from amo_receiver.embedded.processes import wait_until
 from kube.apiserver import assets
 from kube.controllers import begin_namespace, collect_garbage, end_namespace
 from kube.kubelet import Kubelet
 from kube.operators import KEYRING, integration
 from kube.recorder import Recorder
-from kube.scene import Scene
+from kube.scene import MERGE_PATCH, Scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,7 @@ SECRETS, TELLING = f"{CORE}/secrets", (f"{CORE}/events", f"{CORE}/pods", f"{CUST
 SHORT = {"overlap": "1s", "quietPeriod": "1s"}
 LONG = {"overlap": "1h", "quietPeriod": "1s"}
 URL, CLIENT = "url_key", "client_secret"
+SERVED_WITHIN_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -355,14 +357,19 @@ def older_crd(apiserver: ApiServer, crds: list[str]) -> Iterator[None]:
     """Have the CRD of an older release, which lets anything pass, for a while."""
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/amointegrations.amo-webhooks.io"
     loose = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    before = apiserver.ask("GET", path)["spec"]
+    before = apiserver.ask("GET", path)["spec"]["versions"]
     older = json.loads(json.dumps(before))
-    schema = older["versions"][0]["schema"]["openAPIV3Schema"]
+    schema = older[0]["schema"]["openAPIV3Schema"]
     schema["properties"]["spec"] = loose
     schema.pop("x-kubernetes-validations", None)
-    apiserver.ask("PUT", path, {**apiserver.ask("GET", path), "spec": older})
+
+    def have(versions: list[dict[str, Any]]) -> None:  # a patch names no version of the object, so nobody is in its way
+        apiserver.ask("PATCH", path, {"spec": {"versions": versions}}, content_type=MERGE_PATCH)
+        assert wait_until(lambda: apiserver.serves(f"{CUSTOM}/amointegrations"), SERVED_WITHIN_S)
+
+    have(older)
     yield
-    apiserver.ask("PUT", path, {**apiserver.ask("GET", path), "spec": before})
+    have(before)
 
 
 def test_an_invalid_object_does_not_hold_up_others(scene: Scene, name: str, older_crd: None) -> None:

@@ -12,6 +12,7 @@ import pytest
 from amo_receiver.embedded.processes import wait_until
 from amo_receiver.schema import known_revisions
 from amo_receiver.settings import MIGRATIONS_OF_CHECKOUT
+from chart.rendering import of_kind, rendered
 from kube.kubelet import Kubelet
 from kube.operators import KEYRING, Operator, documented_rules, schema_migration
 from otlp_sink import OtlpSink
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from kube.apiserver import ApiServer
     from kube.conftest import KubeconfigFor
 
-PATIENCE_SECONDS = 40.0
+pytestmark = pytest.mark.timeout(400)
+
+PATIENCE_SECONDS = 120.0
+"""A pause of 20 s, and then a Job that has to start."""
 MARK = "Ivan-Petrov"
 HEAD = known_revisions(MIGRATIONS_OF_CHECKOUT)[0]
 LATER = """
@@ -43,6 +47,10 @@ class Node(Kubelet):
     """A kubelet on which each image has its own folder of migrations."""
 
     images: Mapping[str, str] = {}
+    is_tainted = False
+
+    def has_no_node(self, pod: Mapping[str, Any]) -> bool:
+        return self.is_tainted and not pod.get("tolerations")
 
     def environment(self, container: Mapping[str, Any], pod: str) -> tuple[dict[str, str], str]:
         found, problem = super().environment(container, pod)
@@ -78,6 +86,7 @@ class Cluster:
         """Wait until this is the reason of the conditions; return the status."""
 
         def is_so() -> bool:
+            self.node.check()
             return self.status(name)["conditions"].get("Ready", {}).get("reason") == reason
 
         assert wait_until(is_so, PATIENCE_SECONDS), f"not {reason}: {json.dumps(self.status(name), indent=1)}"
@@ -220,6 +229,68 @@ def test_a_later_schema_is_left_alone_unless_it_no_longer_runs_this_image(
     assert status["conditions"]["Stalled"]["status"] == "True"
     cluster.migrate(image="amo:2")
     assert cluster.wait_for("Migrated")["currentRevision"] == "0901"
+
+
+def test_after_a_rollback_the_older_images_job_of_before_does_not_count(
+    cluster: Cluster, images: Callable[..., str], database_url: str
+) -> None:
+    """Its Job still says how well it went; whether that image still runs is asked of the database anew."""
+    cluster.node.images = {"amo:2": images("two", ADD_COLUMN)}
+    for image, revision in (("amo:1", HEAD), ("amo:2", "0901")):
+        cluster.migrate(image=image, backoffLimit=0)
+        assert cluster.wait_for("Migrated")["currentRevision"] == revision
+    before = {job["metadata"]["name"]: job["metadata"]["uid"] for job in cluster.jobs()}
+    assert len(before) == 2
+    cluster.migrate(image="amo:1", backoffLimit=0)
+    assert cluster.wait_for("SchemaIsLater")["currentRevision"] == "0901"
+    cluster.migrate(image="amo:2", backoffLimit=0)
+    assert cluster.wait_for("Migrated")["outcome"] == "Unchanged"
+    run_sql(database_url, "INSERT INTO schema_floor VALUES ('0901')")
+    cluster.migrate(image="amo:1", backoffLimit=0)
+    assert cluster.wait_for("Incompatible")["conditions"]["Stalled"]["status"] == "True"
+    after = {job["metadata"]["name"]: job["metadata"]["uid"] for job in cluster.jobs()}
+    assert before.keys() == after.keys()
+    assert not set(before.values()) & set(after.values())
+
+
+def test_a_pod_that_no_node_takes_is_told_and_a_toleration_helps(cluster: Cluster, images: Callable[..., str]) -> None:
+    """The scheduler's words are shown long before the deadline; a changed spec makes the Job anew, which never ran."""
+    cluster.node.images, cluster.node.is_tainted = {"amo:2": images("two", ADD_COLUMN)}, True
+    cluster.migrate(image="amo:2")
+    assert "Unschedulable: 0/3 nodes" in cluster.wait_for("JobWaits")["conditions"]["Ready"]["message"]
+    (before,) = cluster.jobs()
+    cluster.migrate(image="amo:2", tolerations=[{"operator": "Exists"}])
+    assert cluster.wait_for("Migrated")["currentRevision"] == "0901"
+    (after,) = cluster.jobs()
+    assert (before["metadata"]["name"], before["metadata"]["uid"] != after["metadata"]["uid"]) == (after["metadata"]["name"], True)
+    cluster.migrate(image="amo:2", tolerations=[{"operator": "Exists", "effect": "NoExecute"}])
+    cluster.wait_for("Migrated")
+    assert [job["metadata"]["uid"] for job in cluster.jobs()] == [after["metadata"]["uid"]]
+
+
+def test_a_job_that_is_not_taken_is_told(cluster: Cluster) -> None:
+    """What is opaque in the CRD is judged when the Job is made; the API server's sentence is shown, and a better spec helps."""
+    for wrong, path in (({"operator": "Perhaps"}, "tolerations[0].operator"), ({"key": 5}, "tolerations.key")):
+        cluster.migrate(tolerations=[wrong])
+        assert wait_until(lambda path=path: path in json.dumps(cluster.status()), PATIENCE_SECONDS), cluster.status()
+        assert cluster.wait_for("JobRefused")["tries"] == 0
+    assert cluster.jobs() == []
+    cluster.migrate(tolerations=[{"operator": "Exists"}])
+    assert cluster.wait_for("Migrated")["tries"] == 1
+
+
+def test_the_charts_pod_settings_reach_the_job(cluster: Cluster) -> None:
+    """The CA of a verify-full DSN, nodes and taints: what the chart gives to all pods the operator's Job has too."""
+    settings: dict[str, Any] = {"nodeSelector": {"kubernetes.io/os": "linux"}, "tolerations": [{"operator": "Exists"}]}
+    volumes: list[dict[str, Any]] = [{"name": "ca", "configMap": {"name": "ca", "defaultMode": 420}}]
+    mounts = [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}]
+    (made,) = of_kind(rendered({**settings, "extraVolumes": volumes, "extraVolumeMounts": mounts}), "SchemaMigration")
+    cluster.migrate(**{**made["spec"], "databaseSecretRef": {"name": "database"}})
+    cluster.wait_for("Migrated")
+    (job,) = cluster.jobs()
+    pod = job["spec"]["template"]["spec"]
+    assert {**settings, "volumes": volumes} == {name: pod[name] for name in (*settings, "volumes")}
+    assert pod["containers"][0]["volumeMounts"] == mounts
 
 
 def test_two_operators_and_two_releases_make_one_job(
