@@ -230,7 +230,7 @@ def _failed(status: dict[str, Any], result: Result, observed: Observed) -> Decis
 def refused(decision: Decision, why: str) -> Decision:
     """Return what becomes of a Job that the API server does not take: no try has begun, and the next round asks again."""
     status = decision.status | {"tries": decision.status["tries"] - 1}
-    return Decision(None, status, Standing("JobRefused", f"The API server does not take the Job: {why}", is_reconciling=True))
+    return Decision(None, status, Standing("JobWaits", f"The API server does not take the Job: {why}", is_reconciling=True))
 
 
 def _stalled(status: dict[str, Any], reason: str) -> Standing:

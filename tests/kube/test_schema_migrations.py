@@ -273,7 +273,7 @@ def test_a_job_that_is_not_taken_is_told(cluster: Cluster) -> None:
     for wrong, path in (({"operator": "Perhaps"}, "tolerations[0].operator"), ({"key": 5}, "tolerations.key")):
         cluster.migrate(tolerations=[wrong])
         assert wait_until(lambda path=path: path in json.dumps(cluster.status()), PATIENCE_SECONDS), cluster.status()
-        assert cluster.wait_for("JobRefused")["tries"] == 0
+        assert cluster.wait_for("JobWaits")["tries"] == 0
     assert cluster.jobs() == []
     cluster.migrate(tolerations=[{"operator": "Exists"}])
     assert cluster.wait_for("Migrated")["tries"] == 1

@@ -160,6 +160,7 @@ def test_a_job_from_before_other_work_was_completed_is_done_again(outcome: str) 
     again = decide(spec(), back)
     assert (again.act, again.standing.is_ready, again.standing.is_reconciling) == ("delete", False, True)
     assert again.status["completedHash"] == work_hash(spec(image="amo:3"))
+    assert decide(spec(), follow(again, back, back.job)).act == "delete", "until it is gone"
     assert decide(spec(), follow(again, back, a_job("ending"))).act is None
     anew = decide(spec(), follow(again, back, None))
     assert (anew.act, anew.status["tries"]) == ("create", 1)
@@ -235,7 +236,7 @@ def test_a_job_that_the_api_server_does_not_take_is_no_try() -> None:
     """It is told, and asked again; nothing is counted, so that the status does not change with every round."""
     begun = decide(spec(), FRESH)
     told = refused(begun, "spec.template.spec.tolerations[0].operator: Unsupported value")
-    assert (told.standing.reason, told.standing.is_reconciling, told.status["tries"]) == ("JobRefused", True, 0)
+    assert (told.standing.reason, told.standing.is_reconciling, told.status["tries"]) == ("JobWaits", True, 0)
     assert "tolerations[0].operator" in told.standing.message
     again = decide(spec(), follow(told, FRESH, None))
     assert (again.act, refused(again, "x").status) == ("create", told.status)
