@@ -81,6 +81,7 @@ WRONG = [
     Example(INTEGRATION, {"clientId": "c0ffee"}, "spec", "set clientSecretRef, clientSecret or urlKey"),
     Example(INTEGRATION, {**URL, "overlap": "8d"}, "spec.overlap", "overlap must not be longer than maxOverlap"),
     Example(INTEGRATION, {**URL, "overlap": "36h1s", "maxOverlap": "1d12h"}, "spec.overlap", "overlap must not be longer than maxOverlap"),
+    Example(INTEGRATION, {**URL, "overlap": "0s", "quietPeriod": "0s", "maxOverlap": "0s"}, "spec.maxOverlap", "maxOverlap must be longer"),
     Example(INTEGRATION, {**URL, "quietPeriod": "169h"}, "spec.quietPeriod", "quietPeriod must not be longer than maxOverlap"),
     Example(INTEGRATION, {**URL, "urlKey": {"rotateEvery": "7d"}}, "spec.urlKey.rotateEvery", TOO_EARLY),
     Example(

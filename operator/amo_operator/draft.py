@@ -53,6 +53,19 @@ class Draft:
         self.keyring = replace(self.keyring, keys=keys, retired=retired)
         self.note(farewell.capitalize(), f"{key.kind} {key.fingerprint} is {farewell}: it is refused from now on.")
 
+    def bar(self, kind: KeyKind, name: str) -> None:
+        """Note that a key which is not there must never be."""
+        retired = bounded((*self.keyring.retired, Retired(kind, name, "revoked", self.now)))
+        self.keyring = replace(self.keyring, retired=retired)
+        self.note("Revoked", f"{name} is revoked: it is not in the keyring and never will be.")
+
+    def begin(self, since: datetime) -> None:
+        """Let the time of the keys that are there since then begin now."""
+        keys = tuple(replace(key, since=self.now) if key.since == since else key for key in self.keyring.keys)
+        if keys != self.keyring.keys:
+            self.keyring = replace(self.keyring, keys=keys)
+            self.note("TakenOver", "The keyring is by another hand: its keys count as new from now on.")
+
     def remember(self, kind: KeyKind, request: str) -> None:
         """Remember that a request for a rotation is carried out."""
         met = {**dict(self.keyring.rotated_for), kind: request}

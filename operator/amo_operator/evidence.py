@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
-from amo_operator.keyring import KeyKind, Keyring, Retired, fingerprint, is_usable
+from amo_operator.keyring import Key, KeyKind, Keyring, Retired, fingerprint, is_usable
 
 Mode: TypeAlias = Literal["ref", "generate"]
 NewSecret: TypeAlias = Callable[[], str]
+OTHERS = "*"
+"""The accounts of a key that a pod does not list one by one, because they are too many."""
+CLOCK_TOLERANCE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The spec; ``rotate_every`` has the generated kinds. Durations are positive, ``overlap <= max_overlap < rotate_every``."""
+    """The spec; ``rotate_every`` has the generated kinds; ``overlap <= max_overlap < rotate_every``, and ``max_overlap`` is positive."""
 
     client_id: str
     accounts: tuple[str, ...] | None
@@ -44,6 +47,10 @@ class Report:
     generation: int | None
     fingerprints: frozenset[str] = frozenset()
     last_matched: Mapping[str, datetime] = field(default_factory=dict)
+    accounts: Mapping[str, Mapping[str, datetime]] = field(default_factory=dict)
+    """The last match of each account, by the fingerprint of a URL key; ``OTHERS`` for those that it does not list."""
+    reported_at: datetime | None = None
+    """When that was, by the pod's clock."""
     knows_matches: bool = True
     """Whether it has read lately what matched in the other pods: one that has only just started, or has no database, has not."""
 
@@ -68,6 +75,8 @@ class Observed:
     """The highest generation ever seen, in the status or a report."""
     known_retired: tuple[Retired, ...] = ()
     """What the status says of keys that are gone."""
+    known_keys: frozenset[str] = frozenset()
+    """Fingerprints of the keys that the status says are accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +139,26 @@ def barred(wanted: Wanted, observed: Observed) -> frozenset[str]:
 
 
 def highest_generation(observed: Observed) -> int:
-    """Return the highest generation that anybody has seen, the credentials Secret's readers included."""
+    """Return the highest generation that anybody has seen; senders, who read it in their Secret, are asked only if there is no keyring.
+
+    Nobody confirms what stands there, and it must not outdo a keyring that is whole.
+    """
+    if observed.keyring is not None:
+        return observed.floor
     written = (observed.credentials or {}).get("generation", "")
     return max(observed.floor, int(written) if written.isdecimal() and len(written) < len(str(2**63)) else 0)
+
+
+def is_confirmed(observed: Observed, name: str) -> bool:
+    """Tell whether a key that only the credentials still have was accepted before, by the status or a pod; or nobody can tell any more."""
+    known = observed.known_keys.union(*(report.fingerprints for report in observed.reports or ()))
+    return name in known or not (known or observed.keyring)
+
+
+def is_clock_doubtful(observed: Observed) -> bool:
+    """Tell whether no pod that says what time it is agrees with the operator's clock."""
+    told = [report.reported_at for report in observed.reports or () if report.reported_at]
+    return bool(told) and all(abs(observed.now - moment) > CLOCK_TOLERANCE for moment in told)
 
 
 def lag(keyring: Keyring, report: Report) -> str | None:
@@ -159,3 +185,28 @@ def is_quiet_known(observed: Observed) -> bool:
 def last_matched(observed: Observed, name: str) -> datetime | None:
     """Return when a key last authenticated a request, as far as the pods know."""
     return max((report.last_matched[name] for report in observed.reports or () if name in report.last_matched), default=None)
+
+
+def account_matches(observed: Observed, name: str) -> dict[str, datetime]:
+    """Return when each account last used a URL key, as far as the pods know."""
+    found: dict[str, datetime] = {}
+    for report in observed.reports or ():
+        for account, matched in report.accounts.get(name, {}).items():
+            found[account] = max(matched, found.get(account, matched))
+    return found
+
+
+def is_crowded(observed: Observed, *names: str) -> bool:
+    """Tell whether a URL key has accounts that pods do not list: nobody can say of each whether it has switched."""
+    return any(OTHERS in account_matches(observed, name) for name in names)
+
+
+def not_switched(wanted: Wanted, observed: Observed, previous: Key, current: Key, slack: timedelta = timedelta()) -> list[str]:
+    """Name the accounts that still use the URL of a previous key: they used the current one never, or longer than ``slack`` before it.
+
+    Those that may not send any more do not count. One that was not listed with the current key is among its others, if it has any.
+    """
+    old, new = account_matches(observed, previous.fingerprint), account_matches(observed, current.fingerprint)
+    served = {account for account in old if wanted.accounts is None or account in (*wanted.accounts, OTHERS)}
+    switched = {account: new.get(account, new.get(OTHERS)) for account in served}
+    return sorted(account for account, moment in switched.items() if moment is None or moment + slack < old[account])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_operator.evidence import Report
+from amo_operator.evidence import OTHERS, Report
 
 if TYPE_CHECKING:
     from amo_operator.kube import Kube, PodSeen
@@ -48,12 +48,29 @@ def _report(pod: PodSeen, source: str, answer: dict[str, Any] | str, now: dateti
     if isinstance(answer, str):
         return Report(pod.name, pod.uid, answer, None)
     try:
-        mine = next((each for each in answer["sources"] if each["source"] == source), None)
+        # The credentials of a pod's environment have a name too, `default`, and generation 0; a keyring file is at 1 or later.
+        mine = max((each for each in answer["sources"] if each["source"] == source), key=lambda each: int(each["generation"]), default=None)
         if mine is None:
             return Report(pod.name, pod.uid, "it has not read this keyring yet", None)
-        generation, keys, read_at = int(mine["generation"]), mine["keys"], answer["matches_read_at"]
-        matches = {key["fingerprint"]: datetime.fromisoformat(key["last_matched_at"]) for key in keys if key["last_matched_at"]}
-        knows_matches = read_at is not None and now - datetime.fromisoformat(read_at) <= MATCHES_AGE
-        return Report(pod.name, pod.uid, None, generation, frozenset(key["fingerprint"] for key in keys), matches, knows_matches)
-    except (KeyError, TypeError, ValueError):
+        keys, read_at = mine["keys"], answer["matches_read_at"]
+        return Report(
+            pod.name,
+            pod.uid,
+            None,
+            int(mine["generation"]),
+            frozenset(key["fingerprint"] for key in keys),
+            {key["fingerprint"]: datetime.fromisoformat(key["last_matched_at"]) for key in keys if key["last_matched_at"]},
+            knows_matches=read_at is not None and now - datetime.fromisoformat(read_at) <= MATCHES_AGE,
+            accounts={key["fingerprint"]: _accounts(key) for key in keys if key["kind"] == "url_key"},
+            reported_at=datetime.fromisoformat(answer["reported_at"]) if answer.get("reported_at") else None,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
         return Report(pod.name, pod.uid, "its answer is no keyring report", None)
+
+
+def _accounts(key: dict[str, Any]) -> dict[str, datetime]:
+    """Return the last match of each account; what a pod does not list, or does not know to list, are others."""
+    found = {account: datetime.fromisoformat(at) for account, at in key.get("accounts", {}).items()}
+    if not key.get("accounts_complete") and key["last_matched_at"]:
+        found[OTHERS] = datetime.fromisoformat(key["last_matched_at"])
+    return found

@@ -49,7 +49,7 @@ class Operator:
     async def start(self) -> None:
         """Begin to compare, and to serve the two pages."""
         self._kube = Kube(self.config)
-        reconciler = Reconciler(self._kube, self.config, self._metrics, self._tracing)
+        reconciler = Reconciler(self._kube, self.config, self._metrics, self._tracing, beat=self._pulse.tried)
         self._pages = await serve(self.config, self._pulse, self._metrics)
         self._clock = asyncio.create_task(self._tick(reconciler), name="clock")
 

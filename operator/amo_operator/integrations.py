@@ -6,20 +6,19 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from amo_operator.evidence import Observed, lag
+from amo_operator.evidence import Observed, Report, lag
 from amo_operator.keyring import CorruptKeyring, Keyring, credentials, new_secret, read_keyring, write_keyring
-from amo_operator.resources import FIELD_MANAGER, ROTATE, event, owner, secret
+from amo_operator.resources import FIELD_MANAGER, ROTATE, owner, secret
 from amo_operator.rotation import decide
 from amo_operator.spec import CREDENTIALS_SUFFIX
-from amo_operator.standing import integration_status, key_times, known_retired, standing_of, wanted_of
+from amo_operator.standing import integration_status, key_times, known_keys, known_retired, standing_of, wanted_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from datetime import datetime
 
+    from amo_operator.announcements import Announcements
     from amo_operator.conditions import Standing
     from amo_operator.config import Config
-    from amo_operator.evidence import Note
     from amo_operator.fleet import Fleet
     from amo_operator.kube import Kube, SecretSeen
     from amo_operator.metrics import Metrics
@@ -27,23 +26,29 @@ if TYPE_CHECKING:
     from amo_operator.telemetry import Tracing
 
 MOST_REQUEST_CHARS = 100
+ORPHAN_SECONDS = 10.0
+"""How long an integration must be gone before its keys are revoked: it may be replaced by another one of its name."""
+NOBODY = "revoked"
+"""The client id of a document that nobody can read any more, and that has no keys."""
 
 
 class Integrations:
     """What a reconcile of an AmoIntegration does.
 
-    Order of writes: keyring, pods' nudge, credentials, status (by the caller). A key is published before any sender is told of it, so
-    an operator that dies between any two of them has promised nothing that is not kept.
+    Order of writes: keyring, pods' nudge, credentials, then by the caller the status and at last Events. A key is published before any
+    sender is told of it, so an operator that dies between any two of them has promised nothing that is not kept.
     """
 
-    def __init__(self, kube: Kube, config: Config, metrics: Metrics, tracing: Tracing) -> None:
+    def __init__(self, kube: Kube, config: Config, metrics: Metrics, tracing: Tracing, announcements: Announcements) -> None:
         self._kube = kube
         self._config = config
         self._metrics = metrics
         self._tracing = tracing
+        self._announcements = announcements
         self._begun = time.monotonic()
         self._seen: set[str] = set()
-        self._orphans: set[str] = set()
+        self._orphans: dict[str, float] = {}
+        """Since when each is gone."""
 
     async def reconcile(
         self, resource: dict[str, Any], spec: AmoIntegrationSpec, fleet: Fleet, now: datetime
@@ -65,6 +70,7 @@ class Integrations:
             rotate_request=_request(resource),
             floor=max([before.get("generation") or 0, *(report.generation or 0 for report in reports)]),
             known_retired=known_retired(before),
+            known_keys=known_keys(before),
         )
         if problem and observed.floor:
             self._metrics.damaged(name, now)
@@ -74,17 +80,14 @@ class Integrations:
             version = published.version if published else ""
             if keyring != held:
                 version = await self._publish(name, published, keyring)
-                await self._announce(resource, decision.changes, now)
+                for change in decision.changes:
+                    self._announcements.add(resource, change.reason, change.message, now)
             await self._nudge(fleet, name, keyring, version)
             if wanted.rotate_every:
                 await self._tell_senders(resource, credentials(keyring, is_generated=spec.client_secret is not None), told)
         status = integration_status(wanted, name, decision, observed, before)
         self._metrics.keys(name, key_times(wanted, decision, observed))
         return status, standing_of(wanted, decision, observed)
-
-    async def _announce(self, resource: dict[str, Any], changes: Iterable[Note], now: datetime) -> None:
-        for change in changes:
-            await self._kube.post_event(event(resource, change.reason, change.message, now))
 
     async def _input(self, spec: AmoIntegrationSpec) -> str | None:
         if spec.client_secret_ref is None:
@@ -103,42 +106,76 @@ class Integrations:
             return await self._kube.apply_secret(manifest, f"{FIELD_MANAGER}-{name}")
 
     async def _nudge(self, fleet: Fleet, name: str, keyring: Keyring, version: str) -> None:
-        """Make the kubelets of the pods that do not have this keyring refresh it now."""
+        """Make the kubelets of the pods that do not have this keyring refresh it now, also of those that are ending: they still verify."""
         reports = {report.uid: report for report in fleet.reports(name)}
         for pod in fleet.pods:
-            if not pod.is_ending and pod.nudged != version and lag(keyring, reports[pod.uid]) is not None:
+            if pod.nudged != version and lag(keyring, reports[pod.uid]) is not None:
                 with self._tracing.change("patch pods"):
                     await self._kube.nudge(pod, version)
 
     async def _tell_senders(self, resource: dict[str, Any], texts: dict[str, str], seen: SecretSeen | None) -> None:
-        if not texts or (seen is not None and seen.texts == texts):
+        """Write the credentials where they differ; what others have put beside them stays, or there would be no end of writing."""
+        if not texts or (seen is not None and texts.items() <= seen.texts.items()):
             return
-        name = resource["metadata"]["name"] + CREDENTIALS_SUFFIX
-        version = {"resourceVersion": seen.version} if seen else {}
-        manifest = secret(name, self._config.instance, texts, ownerReferences=[owner(resource)], **version)
+        name, owned = resource["metadata"]["name"] + CREDENTIALS_SUFFIX, {"ownerReferences": [owner(resource)]}
+        version = seen.version if seen else await self._begin_credentials(name, owned)
+        manifest = secret(name, self._config.instance, texts, **owned, resourceVersion=version)
         with self._tracing.change("patch secrets"):
             await self._kube.apply_secret(manifest, FIELD_MANAGER)
 
-    async def revoke_orphans(self, present: set[str]) -> None:
-        """Empty the keyrings of integrations that are gone, seen so twice: a file that merely disappears stays in force in the pods.
+    async def _begin_credentials(self, name: str, owned: dict[str, Any]) -> str:
+        """Create the Secret, without anything in it: only what is applied can be taken out again by applying less."""
+        with self._tracing.change("create secrets"):
+            return await self._kube.create_secret(secret(name, self._config.instance, {}, **owned))
 
-        One that this process never saw may be about to be restored after its Secret: it is given time.
+    @property
+    def is_some_gone(self) -> bool:
+        """Tell whether the pods have to be asked although there may be no integration any more."""
+        return bool(self._orphans)
+
+    async def revoke_orphans(self, present: set[str], fleet: Fleet) -> None:
+        """Empty the keyrings of integrations that are gone for some time: a file that merely disappears stays in force in the pods.
+
+        One that this process never saw may be about to be restored after its Secret: it is given more time.
         """
         published = await self._kube.secret(self._config.keyring_secret)
         self._seen |= present
-        gone = {name for name in (published.texts if published else ()) if name not in present}
-        if time.monotonic() - self._begun < self._config.unseen_seconds:
-            gone &= self._seen
-        certain, self._orphans = gone & self._orphans, gone
-        for name in sorted(certain):
-            held, _ = _read(published, name)
-            if held is not None and held.keys:
-                with self._tracing.reconcile("AmoIntegration", name):
-                    version = await self._publish(name, published, replace(held, generation=held.generation + 1, keys=()))
-                for pod in await self._kube.pods():
-                    if not pod.is_ending:
-                        await self._kube.nudge(pod, version)
+        gone, now = (self._seen | set(published.texts if published else ())) - present, time.monotonic()
+        if now - self._begun < self._config.unseen_seconds:
+            gone = {name for name in gone if name in self._seen or _is_revoked(published, name)}
+        self._orphans = {name: self._orphans.get(name, now) for name in gone}
+        for name, since in sorted(self._orphans.items()):
+            if now - since >= ORPHAN_SECONDS and await self._revoke(name, published, fleet):
                 return  # the version that was read is used up; the next round takes the next one
+
+    async def _revoke(self, name: str, published: SecretSeen | None, fleet: Fleet) -> bool:
+        """Publish a document without keys, unless there is one that the pods take, and nudge those without it; tell if it was written."""
+        held, _ = _read(published, name)
+        keyring = without_keys(held, fleet.reports(name))
+        if keyring is None:
+            return False
+        version, is_new = published.version if published else "", keyring != held
+        with self._tracing.reconcile("AmoIntegration", name):
+            if is_new:
+                version = await self._publish(name, published, keyring)
+            await self._nudge(fleet, name, keyring, version)
+        return is_new
+
+
+def _is_revoked(published: SecretSeen | None, name: str) -> bool:
+    held, _ = _read(published, name)
+    return held is not None and not held.keys
+
+
+def without_keys(held: Keyring | None, reports: tuple[Report, ...]) -> Keyring | None:
+    """Return the document of an integration that is gone: newer than what any pod with keys has. None if nobody accepts or has anything."""
+    known = max((report.generation or 0 for report in reports), default=0)
+    accepted = [report.generation or 0 for report in reports if report.fingerprints]
+    if held is None:
+        return Keyring(known + 1, NOBODY, None) if accepted else None
+    if held.keys or max(accepted, default=-1) >= held.generation:
+        return replace(held, generation=max(held.generation, known) + 1, keys=())
+    return held
 
 
 def _request(resource: dict[str, Any]) -> str | None:

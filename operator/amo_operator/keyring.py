@@ -28,7 +28,7 @@ DOCUMENT_VERSION = 1
 MOST_RETIRED = 50
 MOST_SECRET_BYTES = 4096
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-"""The age of a key of which nobody noted since when it is there."""
+"""Since when a key is there of which nobody noted it: the rotation begins its time anew."""
 URL_PREFIX = "/api/webhooks/amo/"
 
 

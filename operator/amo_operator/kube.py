@@ -37,7 +37,9 @@ RESOURCES = {
 }
 FINISHED = {"Succeeded", "Failed"}
 JOB_OF_POD = "batch.kubernetes.io/job-name"
-MOST_REPORT_BYTES = 1_048_576
+INSTANCE = "app.kubernetes.io/instance"
+MOST_REPORT_BYTES = 4 * 1_048_576
+"""Two keys of each of many integrations, each with its 200 accounts, are over one MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,6 @@ class PodSeen:
     uid: str
     address: str | None
     nudged: str | None
-    is_ending: bool
 
 
 class Kube:
@@ -77,15 +78,20 @@ class Kube:
         await self._pods.aclose()
 
     async def resources(self, kind: str) -> list[dict[str, Any]]:
-        """List the custom resources of a kind."""
+        """List the custom resources of a kind that are this release's by their label, or anybody's because they have none."""
         found = [each.to_dict() async for each in self._client.list(RESOURCES[kind])]
-        return [{**each, "apiVersion": f"{GROUP}/{VERSION}", "kind": kind} for each in found]
+        mine = [each for each in found if (each["metadata"].get("labels") or {}).get(INSTANCE) in (None, "", self._config.instance)]
+        return [{**each, "apiVersion": f"{GROUP}/{VERSION}", "kind": kind} for each in mine]
 
-    async def write_status(self, kind: str, name: str, status: Mapping[str, Any]) -> None:
-        """Apply a status whole: what is not in it any more goes."""
-        resource = RESOURCES[kind]
-        body: dict[str, Any] = {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, "metadata": {"name": name}, "status": dict(status)}
-        await self._client.apply(resource.Status.from_dict(body), name=name, force=True)
+    async def write_status(self, resource: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+        """Apply a status whole, if the resource still is as it was read: what is not in it any more goes.
+
+        :raises ApiError: 409, it was changed meanwhile.
+        """
+        kind, name, version = resource["kind"], resource["metadata"]["name"], resource["metadata"]["resourceVersion"]
+        metadata = {"name": name, "resourceVersion": version}
+        body: dict[str, Any] = {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, "metadata": metadata, "status": dict(status)}
+        await self._client.apply(RESOURCES[kind].Status.from_dict(body), name=name, force=True)
 
     async def secret(self, name: str) -> SecretSeen | None:
         """Get a Secret by its name."""
@@ -129,7 +135,7 @@ class Kube:
                 continue
             metadata, address = pod.metadata, pod.status and pod.status.podIP
             nudged = (metadata.annotations or {}).get(NUDGE)
-            seen.append(PodSeen(metadata.name, metadata.uid, address, nudged, metadata.deletionTimestamp is not None))
+            seen.append(PodSeen(metadata.name, metadata.uid, address, nudged))
         return sorted(seen, key=lambda pod: pod.name)
 
     async def is_rolling_out(self) -> bool:

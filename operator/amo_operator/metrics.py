@@ -26,7 +26,10 @@ class Definition(NamedTuple):
 
 
 RECONCILES = Definition(
-    "amo_operator_reconciles_total", "counter", ("kind", "outcome"), "Reconciles by what came of them: unchanged, changed, conflict, error."
+    "amo_operator_reconciles_total",
+    "counter",
+    ("kind", "outcome"),
+    "Reconciles by what came of them: unchanged, changed, conflict, error (also of Events).",
 )
 SECONDS = Definition("amo_operator_reconcile_seconds", "histogram", ("kind",), "How long a reconcile took.")
 ROUND = Definition("amo_operator_last_round_seconds", "gauge", (), "When everything was compared last.")
@@ -81,6 +84,10 @@ class Metrics:
         finally:
             self._seconds.labels(kind).observe(time.monotonic() - begun)
             self._reconciles.labels(kind, outcome["outcome"]).inc()
+
+    def event_lost(self) -> None:
+        """Count an Event that could not be told."""
+        self._reconciles.labels("Event", "error").inc()
 
     def round_ended(self, now: datetime, present: set[tuple[str, str]]) -> None:
         """Note that everything was compared; what is shown of objects that are gone goes."""

@@ -50,7 +50,7 @@ class Pulse:
         self._begun, self._ended, self._versions = begun, self._clock(), versions
 
     def tried(self) -> None:
-        """Note that the clock goes, though nothing could be compared: a new process would not bring the API server back."""
+        """Note that the clock goes, in the middle of a round, or though nothing could be compared: a new process would be no better off."""
         self._ended = self._clock()
 
     def obstacles(self) -> list[str]:

@@ -1,6 +1,6 @@
 """The one reconcile: read everything, and for each custom resource decide, write what differs, and say how it stands.
 
-It keeps nothing between two rounds but which pods it saw: whoever runs it next goes on from what the cluster holds.
+It keeps nothing between two rounds but which pods and integrations it saw: whoever runs it next goes on from what the cluster holds.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightkube.core.exceptions import ApiError
 
+from amo_operator.announcements import Announcements
 from amo_operator.conditions import Standing, conditions
 from amo_operator.fleet import Fleet
 from amo_operator.integrations import Integrations
-from amo_operator.resources import event
 from amo_operator.schema_migrations import SchemaMigrations
 from amo_operator.spec import InvalidResource, parse_integration, parse_migration
 
@@ -41,14 +41,23 @@ class Reconciler:
     """Brings everything a step nearer to what is wanted, each time it is called."""
 
     def __init__(
-        self, kube: Kube, config: Config, metrics: Metrics, tracing: Tracing, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        kube: Kube,
+        config: Config,
+        metrics: Metrics,
+        tracing: Tracing,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
+        """``beat`` is called after each object: a round of many may take long."""
         self._kube = kube
+        self._beat = beat
         self._metrics = metrics
         self._tracing = tracing
         self._clock = clock
         self._fleet = Fleet(kube)
-        self._integrations = Integrations(kube, config, metrics, tracing)
+        self._announcements = Announcements(kube, metrics)
+        self._integrations = Integrations(kube, config, metrics, tracing, self._announcements)
         self._migrations = SchemaMigrations(kube, config, tracing)
 
     async def round(self) -> dict[str, frozenset[str]]:
@@ -57,14 +66,16 @@ class Reconciler:
         An object's own trouble is shown on it and does not hold up the others; without the lists themselves nothing can be done.
         """
         found = {kind: await self._kube.resources(kind) for kind in KINDS}
-        if found["AmoIntegration"]:
+        if found["AmoIntegration"] or self._integrations.is_some_gone:
             await self._fleet.look(self._clock())
         for kind, resources in found.items():
             for resource in resources:
                 if resource["metadata"].get("deletionTimestamp") is None:
                     await self._one(kind, resource)
+                    self._beat()
         with self._noted("AmoIntegration", "of a deleted one", {}):
-            await self._integrations.revoke_orphans({resource["metadata"]["name"] for resource in found["AmoIntegration"]})
+            await self._integrations.revoke_orphans({resource["metadata"]["name"] for resource in found["AmoIntegration"]}, self._fleet)
+        await self._announcements.post()
         present = {(kind, resource["metadata"]["name"]) for kind, resources in found.items() for resource in resources}
         self._metrics.round_ended(self._clock(), present)
         return {kind: frozenset(resource["metadata"]["resourceVersion"] for resource in resources) for kind, resources in found.items()}
@@ -107,7 +118,7 @@ class Reconciler:
         return await self._show(kind, resource, status, standing, now)
 
     async def _show(self, kind: str, resource: dict[str, Any], status: dict[str, Any], standing: Standing, now: datetime) -> bool:
-        """Write the status if it differs, and tell of a new reason by an Event."""
+        """Write the status if it differs, and have a new reason told by an Event."""
         metadata, before = resource["metadata"], resource.get("status") or {}
         shown = before.get("conditions") or []
         wanted = {**status, "observedGeneration": metadata["generation"]}
@@ -116,9 +127,9 @@ class Reconciler:
         if wanted == before:
             return False
         with self._tracing.change(f"apply {kind} status"):
-            await self._kube.write_status(kind, metadata["name"], wanted)
+            await self._kube.write_status(resource, wanted)
         if standing.reason not in {each.get("reason") for each in shown}:
-            await self._kube.post_event(event(resource, standing.reason, standing.message, now, is_warning=standing.is_stalled))
+            self._announcements.add(resource, standing.reason, standing.message, now, is_warning=standing.is_stalled)
         return True
 
 

@@ -2,7 +2,7 @@
 
 A key is published as *next* and accepted at once by every pod that has it. It becomes *current* when every pod has proved that it has it.
 The one before it stays as *previous* until its users had the time of the overlap and are quiet, then it is retired and never comes back.
-The document is written by compare-and-set, then the credentials, then pods are nudged, then the status: every decision is made from what
+The document is written by compare-and-set, then pods are nudged, then the credentials, then the status: every decision is made from what
 is there, so that it does not matter after which of these steps somebody died. What is decided is decided once: with the same
 observations, the decision on the new document is to leave it as it is.
 """
@@ -25,17 +25,24 @@ from amo_operator.evidence import (
     Wanted,
     barred,
     highest_generation,
+    is_clock_doubtful,
+    is_confirmed,
+    is_crowded,
     is_proven,
     is_quiet_known,
     judge_input,
     lag,
     last_matched,
+    not_switched,
 )
-from amo_operator.keyring import KINDS, Keyring, bounded, fingerprint, is_usable
+from amo_operator.keyring import KINDS, LONG_AGO, Keyring, bounded, fingerprint, is_usable
 from amo_operator.outlook import outlook
 
 if TYPE_CHECKING:
     from amo_operator.keyring import Key, KeyKind
+
+MOST_UNSEEN = 25
+"""How many revoked keys are noted that were never there: what is noted crowds out what was retired longest ago."""
 
 __all__ = ["Change", "Decision", "Mode", "NewSecret", "Note", "Observed", "Report", "Wanted", "decide", "lag"]
 
@@ -49,6 +56,7 @@ def decide(wanted: Wanted, observed: Observed, new_secret: NewSecret) -> Decisio
     turn = _Turn(wanted, observed, given, new_secret, draft)
     turn.revoke()
     if not wanted.paused:
+        draft.begin(LONG_AGO)
         turn.apply_spec()
         for kind in KINDS:
             turn.supply(kind)
@@ -69,12 +77,13 @@ def _accounts(wanted: Wanted) -> tuple[str, ...] | None:
 def _begin(wanted: Wanted, observed: Observed, given: Input) -> Draft | None:
     """Start from the document, from what is left if it was lost or an older one came back, or (None) not at all.
 
-    A lost keyring is not rebuilt without the person's secret: the pods keep the last good one, which has it.
+    Without the person's secret it is neither rebuilt nor raised: the pods keep the last good one, which has it.
     """
     known, before = highest_generation(observed), observed.keyring
+    is_missing = given.problem is not None and not given.is_revoked
+    if (before is None and (wanted.paused or is_missing)) or (before is not None and before.generation < known and is_missing):
+        return None
     if before is None:
-        if wanted.paused or (given.problem is not None and not given.is_revoked):
-            return None
         request = observed.rotate_request
         rotated_for = tuple((kind, request) for kind in KINDS if request is not None and wanted.mode(kind) == "generate")
         empty = Keyring(known, wanted.client_id, _accounts(wanted), (), bounded(observed.known_retired), rotated_for)
@@ -93,12 +102,12 @@ def _begin(wanted: Wanted, observed: Observed, given: Input) -> Draft | None:
 
 
 def _take_back_credentials(draft: Draft, wanted: Wanted, observed: Observed) -> None:
-    """Make current again what senders were told to use."""
+    """Make current again what senders were told to use; that it was ever accepted is not for them to say."""
     for kind in KINDS:
         secret, current = (observed.credentials or {}).get(kind, ""), draft.keyring.one(kind, "current")
         if wanted.mode(kind) != "generate" or not is_usable(secret) or (current and current.secret == secret):
             continue
-        if fingerprint(secret) not in barred(wanted, observed):
+        if fingerprint(secret) not in barred(wanted, observed) and is_confirmed(observed, fingerprint(secret)):
             if current:
                 draft.put(kind, current.secret, "previous")
             draft.put(kind, secret, "current")
@@ -120,12 +129,20 @@ class _Turn:
         return before is not None and before.generation >= highest_generation(self.observed) and is_proven(before, self.observed)
 
     def revoke(self) -> None:
-        """Let revoked keys go at once, also if that leaves a person's integration without any; generated ones are replaced."""
+        """Let revoked keys go at once, also if that leaves a person's integration without any; generated ones are replaced.
+
+        Those that are not there are noted, or one that comes from a backup would be accepted once it is no longer named in the spec.
+        """
         for key in self.draft.keyring.keys:
             if key.fingerprint in self.wanted.revoke:
                 self.draft.drop(key, "revoked")
                 if key.state == "current":
                     self._succeed(key.kind)
+        noted = self.draft.keyring.retired
+        unseen = sorted(self.wanted.revoke - {each.fingerprint for each in noted})
+        kind = next((kind for kind in KINDS if self.wanted.mode(kind)), KINDS[0])  # nobody knows: the fingerprint is what counts
+        for name in unseen[: max(0, MOST_UNSEEN - sum(each.reason == "revoked" for each in noted))]:
+            self.draft.bar(kind, name)
 
     def _succeed(self, kind: KeyKind) -> None:
         successor = self.draft.keyring.one(kind, "next")
@@ -186,15 +203,18 @@ class _Turn:
         """Let the time of previous keys run once their users know the current one.
 
         A person wrote the secret of a reference and knows it. A sender of ours reads the credentials Secret, which may be written long
-        after the document if somebody died in between. A URL stands in amoCRM until a person changes it: that shows in the traffic.
+        after the document if somebody died in between. A URL stands in amoCRM until a person changes it, account by account: that shows in
+        the traffic. By a clock that no pod agrees with nothing begins and nothing ends.
         """
+        if is_clock_doubtful(self.observed):
+            return
         for key in self.draft.keyring.of(kind, "previous"):
             if key.not_after is None and self._may_run(key):
                 self.draft.limit(
                     key, self.observed.now + self.wanted.max_overlap, "OverlapStarted", "is accepted until its overlap is over"
                 )
             elif key.not_after is not None and self._must_hold(key):
-                self.draft.limit(key, None, "OverlapHeld", "is still used in amoCRM, the current one is not: it stays")
+                self.draft.limit(key, None, "OverlapHeld", "is used in amoCRM again, not the current one: it stays")
 
     def _may_run(self, key: Key) -> bool:
         current = self.draft.keyring.one(key.kind, "current")
@@ -202,28 +222,39 @@ class _Turn:
             return True
         if (self.observed.credentials or {}).get(key.kind) != current.secret:
             return False
-        is_unused = self._is_proven and is_quiet_known(self.observed) and not self._is_used(key)
-        return key.kind != "url_key" or self._is_used(current) or is_unused
+        if key.kind != "url_key":
+            return True
+        # A pod that does not answer may know of one more account.
+        return self._is_proven and is_quiet_known(self.observed) and not not_switched(self.wanted, self.observed, key, current)
 
     def _must_hold(self, key: Key) -> bool:
+        """Tell whether an account is back at the old URL; one that uses both was seen to have the new one, and has until not_after."""
         current = self.draft.keyring.one(key.kind, "current")
-        return key.kind == "url_key" and current is not None and self._is_proven and self._is_used(key) and not self._is_used(current)
-
-    def _is_used(self, key: Key) -> bool:
-        return last_matched(self.observed, key.fingerprint) is not None
+        if key.kind != "url_key" or current is None or not self._is_proven:
+            return False
+        return bool(not_switched(self.wanted, self.observed, key, current, self.wanted.quiet_period))
 
     def retire(self, kind: KeyKind) -> None:
         """Let previous keys go when their overlap is over and nobody uses them, at the latest when the pods stop accepting them."""
+        if is_clock_doubtful(self.observed):
+            return
         for key in self.draft.keyring.of(kind, "previous"):
             if key.not_after is not None and (self.observed.now >= key.not_after or self._is_quiet(key)):
                 self.draft.drop(key, "retired")
 
     def _is_quiet(self, key: Key) -> bool:
         matched, now = last_matched(self.observed, key.fingerprint), self.observed.now
-        is_over = now >= key.since + self.wanted.overlap
-        return (
-            is_over and self._is_proven and is_quiet_known(self.observed) and (matched is None or now >= matched + self.wanted.quiet_period)
-        )
+        if now < key.since + self.wanted.overlap or not self._is_proven or not is_quiet_known(self.observed):
+            return False
+        return (matched is None or now >= matched + self.wanted.quiet_period) and not self._is_some_account_left(key)
+
+    def _is_some_account_left(self, key: Key) -> bool:
+        """Tell whether an account may still have the URL of this key; quiet alone says nothing of one that seldom has news."""
+        current = self.draft.keyring.one(key.kind, "current")
+        if key.kind != "url_key" or current is None:
+            return False
+        is_left = bool(not_switched(self.wanted, self.observed, key, current))
+        return is_left or is_crowded(self.observed, key.fingerprint, current.fingerprint)
 
     def rotate(self, kind: KeyKind) -> None:
         """Begin a rotation that is due or asked for; a request made while one is under way is met by that one."""

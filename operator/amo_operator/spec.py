@@ -122,6 +122,12 @@ class AmoIntegrationSpec(Model):
             "!has(oldSelf.clientSecret) || has(self.clientSecret)",
         ),
         Rule(
+            "maxOverlap",
+            "maxOverlap must be longer than 0s: the previous key would be refused before anybody knows the current one",
+            "self.maxOverlap > duration('0s')",
+            lambda my: my.max_overlap > timedelta(),
+        ),
+        Rule(
             "overlap",
             "overlap must not be longer than maxOverlap",
             "self.overlap <= self.maxOverlap",

@@ -46,6 +46,11 @@ def known_retired(status: Mapping[str, Any]) -> tuple[Retired, ...]:
     return tuple(Retired(key["kind"], key["fingerprint"], key["state"], datetime.fromisoformat(key["since"])) for key in gone)
 
 
+def known_keys(status: Mapping[str, Any]) -> frozenset[str]:
+    """Return the fingerprints of the keys that the status says are accepted."""
+    return frozenset(key["fingerprint"] for key in status.get("keys") or () if key["state"] not in ("retired", "revoked"))
+
+
 def integration_status(wanted: Wanted, name: str, decision: Decision, observed: Observed, before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the status without conditions; while there is no good keyring it remembers the keys, above all those that are gone."""
     keyring = decision.keyring

@@ -174,7 +174,7 @@ def test_a_duration_is_a_length_of_time(written: str, length: timedelta) -> None
         assert url_key is not None
         return url_key.rotate_every
 
-    none = dict.fromkeys(("overlap", "maxOverlap", "quietPeriod"), "0s")
+    none = {"overlap": "0s", "quietPeriod": "0s", "maxOverlap": "1s"}
     assert read(written) == read(duration_text(read(written))) == length
 
 

@@ -7,11 +7,20 @@ from typing import Any
 
 import pytest
 
+from amo_operator.evidence import OTHERS
 from amo_operator.fleet import MATCHES_AGE, Fleet
 from amo_operator.kube import PodSeen
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
-KEY = {"kind": "url_key", "fingerprint": "0a1b2c3d4e5f", "state": "current", "last_matched_at": "2026-11-22T11:59:00Z"}
+MATCHED = "2026-11-22T11:59:00Z"
+KEY = {
+    "kind": "url_key",
+    "fingerprint": "0a1b2c3d4e5f",
+    "state": "current",
+    "last_matched_at": MATCHED,
+    "accounts": {"77": MATCHED},
+    "accounts_complete": True,
+}
 
 
 class Cluster:
@@ -22,7 +31,7 @@ class Cluster:
         self.rolling_out = False
 
     async def pods(self) -> list[PodSeen]:
-        return [PodSeen(name, name, "127.0.0.1", None, is_ending=False) for name in self.answers]
+        return [PodSeen(name, name, "127.0.0.1", None) for name in self.answers]
 
     async def ask(self, pod: PodSeen) -> Any:
         return self.answers[pod.name]
@@ -47,7 +56,29 @@ async def test_a_report_is_what_the_pod_answered() -> None:
     (report,) = (await looked(Cluster(a=answer()))).reports("main")
     assert (report.pod, report.problem, report.generation, report.fingerprints) == ("a", None, 3, {KEY["fingerprint"]})
     assert report.last_matched == {KEY["fingerprint"]: NOW - timedelta(minutes=1)}
+    assert report.accounts == {KEY["fingerprint"]: {"77": NOW - timedelta(minutes=1)}}
     assert report.knows_matches
+
+
+@pytest.mark.parametrize("fields", [{"accounts_complete": False}, {"accounts_complete": None, "accounts": {}}])
+async def test_accounts_that_are_not_listed_are_others(fields: dict[str, Any]) -> None:
+    """Also those of a pod of an older release, which lists none."""
+    (report,) = (await looked(Cluster(a=answer(keys=[{**KEY, **fields}])))).reports("main")
+    assert report.accounts[KEY["fingerprint"]][OTHERS] == NOW - timedelta(minutes=1)
+
+
+async def test_a_pods_clock_is_reported() -> None:
+    """If the pod tells it."""
+    (silent, told) = (await looked(Cluster(a=answer(), b=answer() | {"reported_at": MATCHED}))).reports("main")
+    assert (silent.reported_at, told.reported_at) == (None, NOW - timedelta(minutes=1))
+
+
+async def test_a_keyring_file_is_told_from_the_environments_credentials() -> None:
+    """An integration may have the name that these have, whichever of them a pod lists first."""
+    mine, others = answer(source="default")["sources"], [{"source": "default", "generation": 0, "keys": []}]
+    for sources in (mine + others, others + mine):
+        (report,) = (await looked(Cluster(a=answer() | {"sources": sources}))).reports("default")
+        assert (report.generation, report.fingerprints) == (3, {KEY["fingerprint"]})
 
 
 @pytest.mark.parametrize(
@@ -60,6 +91,8 @@ async def test_a_report_is_what_the_pod_answered() -> None:
         (answer(keys=[{}]), "its answer is no keyring report"),
         (answer(generation="x"), "its answer is no keyring report"),
         (answer(keys=[KEY | {"last_matched_at": "yesterday"}]), "its answer is no keyring report"),
+        (answer(keys=[KEY | {"accounts": ["77"]}]), "its answer is no keyring report"),
+        (answer(keys=[KEY | {"accounts": {"77": "yesterday"}}]), "its answer is no keyring report"),
     ],
 )
 async def test_what_proves_nothing_is_a_problem(given: Any, problem: str) -> None:

@@ -2,82 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_operator.evidence import Observed, Report, Wanted
-from amo_operator.keyring import Key, KeyKind, Keyring, Retired, credentials, fingerprint
-from amo_operator.rotation import decide
+from amo_operator.evidence import CLOCK_TOLERANCE
+from amo_operator.keyring import LONG_AGO, Key, Retired, fingerprint
+from amo_operator.rotation import MOST_UNSEEN
+from rotations import (
+    DAY,
+    GENERATED,
+    HOUR,
+    NOW,
+    REF,
+    URL,
+    Scene,
+    current,
+    following,
+    previous,
+    reasons,
+    reports,
+    ring,
+    shown,
+    url_rings,
+)
 
 if TYPE_CHECKING:
-    from amo_operator.evidence import Decision
-
-NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-REF = Wanted("client", None, "ref", {})
-GENERATED = Wanted("client", None, "generate", {"client_secret": 90 * DAY})
-URL = Wanted("client", ("77",), None, {"url_key": 90 * DAY})
-EMPTY = Keyring(0, "client", None)
-
-
-def previous(secret: str, kind: KeyKind = "client_secret", age: timedelta = timedelta(), **fields: Any) -> Key:
-    return Key(kind, secret, "previous", NOW - age, fields.get("not_after", NOW - age + 7 * DAY))
-
-
-def current(secret: str, kind: KeyKind = "client_secret", age: timedelta = timedelta()) -> Key:
-    return Key(kind, secret, "current", NOW - age)
-
-
-def following(secret: str, kind: KeyKind = "client_secret") -> Key:
-    return Key(kind, secret, "next", NOW)
-
-
-def ring(*keys: Key, **fields: Any) -> Keyring:
-    return Keyring(7, "client", fields.pop("accounts", None), keys, **fields)
-
-
-def shown(keyring: Keyring | None) -> list[tuple[str, str]]:
-    """List state and secret of each key."""
-    assert keyring is not None
-    return [(key.state, key.secret) for key in keyring.keys]
-
-
-@dataclass
-class Scene:
-    """A spec and what is observed: by default all pods have proved the keyring, and senders were told of it."""
-
-    wanted: Wanted
-    keyring: Keyring | None
-    observed: dict[str, Any] = field(default_factory=dict)
-    numbers: count[int] = field(default_factory=lambda: count(1))
-
-    def decide(self, **changes: Any) -> Decision:
-        keyring = changes.get("keyring", self.keyring)
-        told = credentials(keyring, is_generated=True) if keyring else None
-        fields = {"now": NOW, "keyring": keyring, "problem": None, "credentials": told, "reports": reports(keyring), "steady": True}
-        observed = Observed(**fields | self.observed | changes)
-        decision = decide(self.wanted, observed, lambda: f"new-{next(self.numbers)}")
-        again = decide(self.wanted, replace(observed, keyring=decision.keyring), lambda: pytest.fail("a second secret"))
-        assert (again.keyring, again.changes) == (decision.keyring, ())
-        return decision
-
-
-def reports(keyring: Keyring | None, *pods: str, matched: dict[str, datetime] | None = None, **fields: Any) -> tuple[Report, ...]:
-    """Let pods prove the keyring."""
-    if keyring is None:
-        return ()
-    names = {fingerprint(secret): at for secret, at in (matched or {}).items()}
-    proof = Report("", "", None, keyring.generation, keyring.fingerprints, names)
-    return tuple(replace(proof, pod=pod, uid=pod, **fields) for pod in pods or ("a", "b"))
-
-
-def reasons(decision: Decision) -> list[str]:
-    return [change.reason for change in decision.changes]
-
+    from amo_operator.evidence import Wanted
 
 # --- a person's secret
 
@@ -291,6 +245,19 @@ def test_a_pod_that_does_not_know_of_matches_proves_no_quiet() -> None:
     assert Scene(URL, urls, {"reports": tuple(replace(each, knows_matches=False) for each in reports(urls))}).decide().keyring is urls
 
 
+def test_by_a_clock_that_no_pod_agrees_with_nothing_ends() -> None:
+    """Not even at a not_after, which the pods obey by their own clocks; one pod that agrees is enough."""
+    waiting = ring(current("two", age=8 * DAY), Key("client_secret", "zero", "previous", NOW), previous("one", age=8 * DAY))
+    pods = reports(waiting)
+    others = tuple(replace(each, reported_at=NOW - 2 * CLOCK_TOLERANCE) for each in pods)
+    held = Scene(REF, waiting, {"input_secret": "two", "reports": others}).decide()
+    assert held.keyring is waiting
+    assert held.waits is not None
+    assert (held.waits.reason, "clock" in held.waits.message) == ("Retiring", True)
+    agreed = (others[0], replace(pods[1], reported_at=NOW - CLOCK_TOLERANCE))
+    assert reasons(Scene(REF, waiting, {"input_secret": "two", "reports": agreed}).decide()) == ["OverlapStarted", "Retired"]
+
+
 def test_it_is_known_when_to_look_again() -> None:
     """The nearest of: the overlap, the quiet period, the end of a previous key, the next rotation."""
     keyring = ring(current("two", age=HOUR), previous("one", age=HOUR))
@@ -322,78 +289,6 @@ def test_a_person_is_asked_to_switch_a_sender_that_goes_on_with_the_previous_key
     assert fingerprint("two") in asked
 
 
-# --- URL keys
-
-
-def url_rings() -> tuple[Keyring, Keyring]:
-    """Return a keyring right after a promotion, and one whose overlap has begun."""
-    waiting = Key("url_key", "one", "previous", NOW - 30 * DAY)
-    accounts = ("77",)
-    return (
-        ring(current("two", "url_key", 30 * DAY), waiting, accounts=accounts),
-        ring(current("two", "url_key", 6 * DAY), previous("one", "url_key", 6 * DAY), accounts=accounts),
-    )
-
-
-def test_a_url_in_use_stays_until_a_person_has_moved_amocrm() -> None:
-    """However long that takes; the person is told, and by traffic on the new URL it shows that it is done."""
-    keyring, _ = url_rings()
-    old = {"one": NOW - DAY}
-    held = Scene(URL, keyring, {"reports": reports(keyring, matched=old)}).decide()
-    assert held.keyring is keyring
-    assert held.action is not None
-    assert "amoCRM" in held.action
-    moved = Scene(URL, keyring, {"reports": reports(keyring, matched=old | {"two": NOW})}).decide()
-    assert reasons(moved) == ["OverlapStarted"]
-    assert moved.action is None
-
-
-def test_a_url_that_was_never_used_goes_like_any_other_key() -> None:
-    """But that must be proven: a pod that does not answer may know better."""
-    keyring, _ = url_rings()
-    assert reasons(Scene(URL, keyring).decide()) == ["OverlapStarted"]
-    assert Scene(URL, keyring, {"reports": None}).decide().keyring is keyring
-    assert Scene(URL, keyring, {"credentials": {"url_key": "one"}}).decide().keyring is keyring
-
-
-def test_a_url_that_is_used_for_the_first_time_late_is_held_again() -> None:
-    """Somebody entered it from an old note: it stays until amoCRM is moved."""
-    _, keyring = url_rings()
-    decision = Scene(URL, keyring, {"reports": reports(keyring, matched={"one": NOW})}).decide()
-    assert reasons(decision) == ["OverlapHeld"]
-    assert decision.keyring is not None
-    assert decision.keyring.of("url_key", "previous")[0].not_after is None
-
-
-def test_a_pod_that_does_not_answer_may_have_seen_the_new_url_in_use() -> None:
-    """Nothing is held before all have been asked."""
-    _, keyring = url_rings()
-    answered = reports(keyring, "a", matched={"one": NOW}) + reports(keyring, "b", problem="it does not answer")
-    assert Scene(URL, keyring, {"reports": answered}).decide().keyring is keyring
-
-
-def test_without_accounts_the_person_is_asked_for_them() -> None:
-    """There is no URL without an account."""
-    keyring = replace(url_rings()[0], accounts=None)
-    decision = Scene(replace(URL, accounts=None), keyring, {"reports": reports(keyring, matched={"one": NOW})}).decide()
-    assert decision.action is not None
-    assert "spec.accounts" in decision.action
-
-
-def test_a_kind_taken_out_of_the_spec_leaves_with_its_overlap_and_may_come_back() -> None:
-    """A slip in a manifest must not cut amoCRM off, and its repair must not rotate anything."""
-    keyring = ring(following("two", "url_key"), current("one", "url_key"), current("s"), accounts=("77",))
-    wanted = replace(REF, accounts=("77",))
-    lost = Scene(wanted, keyring, {"input_secret": "s", "steady": False}).decide()
-    assert shown(lost.keyring) == [("previous", "one"), ("previous", "two"), ("current", "s")]
-    assert lost.keyring is not None
-    assert {key.not_after for key in lost.keyring.of("url_key", "previous")} == {NOW + 7 * DAY}
-    back = Scene(replace(wanted, rotate_every={"url_key": 90 * DAY}), lost.keyring, {"input_secret": "s", "steady": False}).decide()
-    assert ("current", "one") in shown(back.keyring)
-    assert back.keyring is not None
-    assert back.keyring.one("url_key", "current") == current("one", "url_key")
-
-
 # --- revoking and pausing
 
 
@@ -418,6 +313,19 @@ def test_a_revoked_key_leaves_at_once_whatever_its_state(paused: bool) -> None:
     assert after("one", "two", "zero", wanted=REF) == []
     keyring = ring(current("one"), following("two"), previous("zero"))
     assert after("one", "two") == [("current", "new-2"), ("previous", "zero")]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_revoked_key_that_is_not_there_is_noted(paused: bool) -> None:
+    """It may come back with a backup when the spec does not name it any more; a long list does not crowd out what was retired."""
+    keyring = ring(current("one"), retired=(Retired("client_secret", "0" * 12, "retired", NOW),))
+    wanted = replace(GENERATED, revoke=frozenset(f"{number:012x}" for number in range(100)), paused=paused)
+    decision = Scene(wanted, keyring).decide()
+    assert decision.keyring is not None
+    noted = [each.fingerprint for each in decision.keyring.retired if each.reason == "revoked"]
+    assert noted == [f"{number:012x}" for number in range(1, MOST_UNSEEN + 1)]
+    assert keyring.retired[0] in decision.keyring.retired
+    assert decision.keyring.keys == keyring.keys
 
 
 def test_a_revoked_input_leaves_a_person_to_act() -> None:
@@ -508,6 +416,37 @@ def test_a_lost_keyring_stays_lost_while_paused() -> None:
     assert "paused" in decision.action
 
 
+def test_a_revoked_key_that_pods_go_on_with_is_named() -> None:
+    """Nothing can be taken out of a keyring that is lost."""
+    keyring = ring(current("one"), previous("two"))
+    wanted = replace(GENERATED, revoke=frozenset({fingerprint("two"), "0" * 12}), paused=True)
+    decision = Scene(wanted, None, {"problem": "missing", "reports": reports(keyring)}).decide()
+    assert decision.action is not None
+    assert f"Pods still accept {fingerprint('two')}, although revoked" in decision.action
+
+
+def test_credentials_alone_bring_nothing_back() -> None:
+    """Whoever may write them could have a key of his own accepted: by a higher generation, or when the keyring is lost."""
+    keyring = ring(current("one", "url_key"))
+    planted = {"url_key": "planted", "generation": "999"}
+    decision = Scene(URL, replace(keyring, accounts=("77",)), {"credentials": planted, "floor": 7}).decide()
+    assert decision.keyring == replace(keyring, accounts=("77",))
+    for known in ({"known_keys": frozenset({fingerprint("one")})}, {"reports": reports(keyring)}):
+        lost = {"problem": "missing", "floor": 7, "known_retired": ()} | known
+        assert shown(Scene(URL, None, {**lost, "credentials": planted}).decide().keyring) == [("current", "new-1")]
+        assert shown(Scene(URL, None, {**lost, "credentials": planted | {"url_key": "one"}}).decide().keyring) == [("current", "one")]
+
+
+def test_keys_by_another_hand_count_as_new() -> None:
+    """Nobody noted since when they are there: they are not rotated at once, and their previous ones have the whole overlap."""
+    keyring = ring(Key("url_key", "one", "current", LONG_AGO), Key("url_key", "zero", "previous", LONG_AGO), accounts=("77",))
+    decision = Scene(URL, keyring).decide()
+    assert reasons(decision) == ["TakenOver", "OverlapStarted"]
+    assert decision.keyring is not None
+    assert decision.keyring.keys == (current("one", "url_key"), previous("zero", "url_key"))
+    assert decision.next_rotation == NOW + 90 * DAY
+
+
 @pytest.mark.parametrize("paused", [False, True])
 def test_an_older_keyring_that_comes_back_is_raised_without_what_had_left(paused: bool) -> None:
     """Pods would refuse it as older, or, started anew, accept what is retired."""
@@ -515,7 +454,8 @@ def test_an_older_keyring_that_comes_back_is_raised_without_what_had_left(paused
     gone = Retired("client_secret", fingerprint("gone"), "retired", NOW)
     told = {"client_secret": "two", "generation": "11"}
     wanted = replace(GENERATED, paused=paused)
-    decision = Scene(wanted, keyring, {"credentials": told, "floor": 12, "known_retired": (gone,)}).decide()
+    confirmed = {"floor": 12, "known_retired": (gone,), "known_keys": frozenset({fingerprint("two")})}
+    decision = Scene(wanted, keyring, {"credentials": told, **confirmed}).decide()
     assert decision.keyring is not None
     assert shown(decision.keyring) == [("current", "two"), ("previous", "zero"), ("next", "one")]
     assert (decision.keyring.generation, decision.keyring.retired) == (13, (gone,))

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -33,6 +33,8 @@ NOT_YET = 2**63
 """The generation of a document that has not been written."""
 LEAST_OVERLAP = 12 * HOUR
 """The overlap, less what the operator's clock may be wrong at both ends of it (6 h each)."""
+BUSY, SELDOM = "77", "78"
+"""An account that has news all the time, and one that only has some when a rule says so."""
 
 
 @dataclass
@@ -46,9 +48,11 @@ class Pod:
     refreshes: bool = True
     is_from_backup: bool = False
 
-    def accepts(self, kind: KeyKind, secret: str, now: datetime) -> bool:
-        return self.source is not None and any(
-            key.kind == kind and key.secret == secret.encode() and key.active(now) for key in self.source.keys
+    def accepts(self, kind: KeyKind, secret: str, now: datetime, account: str = "") -> bool:
+        return (
+            self.source is not None
+            and (not account or self.source.serves(account))
+            and any(key.kind == kind and key.secret == secret.encode() and key.active(now) for key in self.source.keys)
         )
 
 
@@ -60,6 +64,24 @@ class Signer:
     is_promised: bool = False
 
 
+class Versions(NamedTuple):
+    """By which a write tells whether what it replaces still is what was read."""
+
+    document: int = 0
+    credentials: int = 0
+    resource: int = 0
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What an operator has read, and what is true of the matches at that moment, whether it was told or not."""
+
+    wanted: Wanted
+    observed: Observed
+    versions: Versions
+    matches: dict[str, datetime]
+
+
 class Cluster(RuleBasedStateMachine):
     """The world around decide()."""
 
@@ -68,7 +90,7 @@ class Cluster(RuleBasedStateMachine):
         self.now = datetime(2026, 11, 22, tzinfo=UTC)
         self.skew = timedelta()
         self.document: str | None = None
-        self.version = 0
+        self.versions = Versions()
         self.backups: list[str] = []
         self.credentials: dict[str, str] | None = None
         self.input: str | None = None
@@ -76,11 +98,14 @@ class Cluster(RuleBasedStateMachine):
         self.annotation: str | None = None
         self.status_generation = 0
         self.status_retired: tuple[Retired, ...] = ()
+        self.status_keys: frozenset[str] = frozenset()
         self.pods: list[Pod] = []
         self.pods_before: set[str] = set()
         self.numbers = count()
-        self.matches: dict[str, datetime] = {}
-        self.signers: dict[KeyKind, Signer] = {"client_secret": Signer(), "url_key": Signer()}
+        self.matches: dict[str, dict[str, datetime]] = {}
+        self.sender = Signer()
+        self.urls = {BUSY: Signer(), SELDOM: Signer()}
+        self.account_births: dict[str, int] = {}
         self.births: dict[str, int] = {}
         self.unproved: set[str] = set()
         self.published: dict[str, Key] = {}
@@ -88,17 +113,22 @@ class Cluster(RuleBasedStateMachine):
         self.highest = 0
         self.made: list[str] = []
         self.clicked: list[str] = []
-        self.stale: tuple[Observed, int] | None = None
+        self.stale: Observation | None = None
         self.last: Decision | None = None
 
     def secret(self) -> str:
         self.made.append(f"SECRET-{len(self.made)}-{'x' * 20}")
         return self.made[-1]
 
-    @initialize(mode=st.sampled_from(["ref", "generate", None]), has_url=st.booleans(), pods=st.integers(0, 3))
-    def install(self, mode: Literal["ref", "generate"] | None, has_url: bool, pods: int) -> None:
+    @initialize(
+        mode=st.sampled_from(["ref", "generate", None]),
+        has_url=st.booleans(),
+        pods=st.integers(0, 3),
+        accounts=st.sampled_from([None, (BUSY,), (BUSY, SELDOM)]),
+    )
+    def install(self, mode: Literal["ref", "generate"] | None, has_url: bool, pods: int, accounts: tuple[str, ...] | None) -> None:
         kinds: list[KeyKind] = (["client_secret"] if mode == "generate" else []) + (["url_key"] if has_url or mode is None else [])
-        self.wanted = Wanted("client", ("77",), mode, dict.fromkeys(kinds, 30 * DAY))
+        self.wanted = Wanted("client", accounts, mode, dict.fromkeys(kinds, 30 * DAY))
         for _ in range(pods):
             self.pod_starts()
 
@@ -117,13 +147,18 @@ class Cluster(RuleBasedStateMachine):
         held = self.held
         return held is None or (self.status_generation >= held.generation and set(held.retired) <= set(self.status_retired))
 
-    def observe(self) -> Observed:
+    def change(self, **versions: int) -> None:
+        """Note that something was written: what was read before is old."""
+        now = self.versions._asdict()
+        self.versions = self.versions._replace(**{name: now[name] + count for name, count in versions.items()})
+
+    def observe(self) -> Observation:
         reports = tuple(self.report(pod) for pod in self.pods)
         names = {pod.name for pod in self.pods}
         steady, self.pods_before = names == self.pods_before, names
         floor = max([self.status_generation, *(report.generation or 0 for report in reports)])
         problem = None if self.held else "missing" if self.document is None else "corrupt"
-        return Observed(
+        observed = Observed(
             self.now + self.skew,
             self.held,
             problem,
@@ -134,48 +169,63 @@ class Cluster(RuleBasedStateMachine):
             self.annotation,
             floor,
             self.status_retired,
+            self.status_keys,
         )
+        matches = {name: max(accounts.values()) for name, accounts in self.matches.items()}
+        return Observation(self.wanted, observed, self.versions, matches)
 
     def report(self, pod: Pod) -> Report:
         if not pod.answers or pod.source is None:
             return Report(pod.name, pod.name, "it does not answer", None)
         names = frozenset(key.fingerprint for key in pod.source.keys)
-        matched = {name: self.matches[name] for name in names if name in self.matches and pod.knows_matches}
-        return Report(pod.name, pod.name, None, pod.source.generation, names, matched, pod.knows_matches)
+        accounts = {name: dict(self.matches[name]) for name in names if name in self.matches and pod.knows_matches}
+        matched = {name: max(each.values()) for name, each in accounts.items()}
+        return Report(pod.name, pod.name, None, pod.source.generation, names, matched, accounts, self.now, pod.knows_matches)
 
     @rule()
     def observe_and_hesitate(self) -> None:
         """Read now and act later, as a second operator does, or this one on a slow node."""
-        self.stale = (self.observe(), self.version)
+        self.stale = self.observe()
 
     @precondition(lambda self: self.stale is not None)
     @rule(steps=st.integers(0, 3))
     def act_late(self, steps: int) -> None:
         assert self.stale is not None
-        (observed, version), self.stale = self.stale, None
-        self.act(observed, version, steps)
+        observation, self.stale = self.stale, None
+        self.act(observation, steps)
 
     @rule(steps=st.sampled_from([0, 1, 2, 3, 3, 3, 3]))
     def reconcile(self, steps: int) -> None:
-        self.act(self.observe(), self.version, steps)
+        self.act(self.observe(), steps)
 
-    def act(self, observed: Observed, version: int, steps: int) -> None:
-        """Decide and write: the document by compare-and-set, the credentials, the status; die after ``steps`` of them."""
-        decision = decide(self.wanted, observed, self.secret)
-        self.check(observed, decision)
+    def act(self, observation: Observation, steps: int) -> None:
+        """Decide and write: the document, the credentials, the status, each by compare-and-set; die after ``steps`` of them."""
+        wanted, observed, versions = observation.wanted, observation.observed, observation.versions
+        decision = decide(wanted, observed, self.secret)
+        self.check(wanted, observed, decision)
         keyring = decision.keyring
         if steps >= 1 and keyring is not None and keyring is not observed.keyring:
-            if version != self.version:
+            if versions.document != self.versions.document:
                 return
-            self.write(observed, keyring)
-        if steps >= 2 and keyring is not None and self.wanted.rotate_every:
-            self.credentials = credentials(keyring, is_generated=self.wanted.client_secret == "generate")
-        if steps >= 3 and keyring is not None and keyring.generation >= self.status_generation:
-            self.status_generation, self.status_retired = keyring.generation, keyring.retired
+            self.write(observation, keyring)
+        if steps >= 2 and keyring is not None and wanted.rotate_every:
+            texts = credentials(keyring, is_generated=wanted.client_secret == "generate")
+            if texts != observed.credentials:
+                if versions.credentials != self.versions.credentials:
+                    return
+                self.credentials = texts
+                self.change(credentials=1)
+        if steps >= 3 and keyring is not None:
+            status = (keyring.generation, keyring.retired, keyring.fingerprints)
+            if status != (self.status_generation, self.status_retired, self.status_keys):
+                if versions.resource != self.versions.resource:
+                    return
+                self.status_generation, self.status_retired, self.status_keys = status
+                self.change(resource=1)
         self.last = decision
 
-    def write(self, observed: Observed, keyring: Keyring) -> None:
-        before = observed.keyring
+    def write(self, observation: Observation, keyring: Keyring) -> None:
+        wanted, observed, before = observation.wanted, observation.observed, observation.observed.keyring
         assert keyring.generation > self.highest, "G5: the generation only grows"
         self.highest = keyring.generation
         assert not keyring.fingerprints & self.gone, "G4: what was retired or revoked never comes back"
@@ -190,15 +240,27 @@ class Cluster(RuleBasedStateMachine):
             self.births.setdefault(key.secret, keyring.generation)
             if key.state == "current" and (was is None or was.state != "current"):
                 self.check_promotion(observed, keyring, key.kind, key.secret)
+        known_retired = {each.fingerprint for each in observed.known_retired}
         for left in before.keys if before else ():
-            if left.fingerprint not in keyring.fingerprints and left.fingerprint not in self.wanted.revoke:
-                is_over = observed.now >= left.since + self.wanted.overlap and left.state == "previous"
-                assert is_over or left.fingerprint in {each.fingerprint for each in self.status_retired}, (
-                    "G3: not before the overlap is over"
-                )
+            if left.fingerprint not in keyring.fingerprints | wanted.revoke | known_retired:
+                self.check_departure(observation, left)
+        for account in self.urls:
+            served = [document is not None and account in (document.accounts or self.urls) for document in (before, keyring)]
+            if served == [False, True]:
+                self.account_births[account] = keyring.generation
         self.published = {key.secret: key for key in keyring.keys}
         self.backups.append(write_keyring(keyring))
-        self.document, self.version = self.backups[-1], self.version + 1
+        self.document = self.backups[-1]
+        self.change(document=1)
+
+    def check_departure(self, observation: Observation, left: Key) -> None:
+        """G3: not before the overlap is over, and not before it was quiet; at the latest at its not_after."""
+        wanted, now = observation.wanted, observation.observed.now
+        assert left.state == "previous", "G3: only previous keys retire"
+        assert now >= left.since + wanted.overlap, "G3: not before the overlap is over"
+        matched = observation.matches.get(left.fingerprint)
+        is_at_end = left.not_after is not None and now >= left.not_after
+        assert is_at_end or matched is None or now >= matched + wanted.quiet_period, "G3: not while it is used"
 
     def check_promotion(self, observed: Observed, keyring: Keyring, kind: KeyKind, secret: str) -> None:
         """G2: who was next is current only once every pod that has a keyring accepts it; unless there is no other to go on with."""
@@ -210,10 +272,10 @@ class Cluster(RuleBasedStateMachine):
         behind = [pod for pod in self.pods if pod.source and not pod.is_from_backup and not pod.accepts(kind, secret, self.now)]
         assert not behind, "G2: promoted before every pod has it"
 
-    def check(self, observed: Observed, decision: Decision) -> None:
+    def check(self, wanted: Wanted, observed: Observed, decision: Decision) -> None:
         told = " ".join([repr(decision), repr(observed), *(f"{note.message}" for note in decision.changes), decision.action or ""])
         assert not [secret for secret in self.made if secret in told], "G6: fingerprints only"
-        again = decide(self.wanted, replace(observed, keyring=decision.keyring), self.secret)
+        again = decide(wanted, replace(observed, keyring=decision.keyring), self.secret)
         assert (again.keyring, again.changes) == (decision.keyring, ()), "G7: decided once"
         if decision.keyring is not None:
             source = parse_source("acme", write_keyring(decision.keyring))
@@ -259,6 +321,7 @@ class Cluster(RuleBasedStateMachine):
     @rule(steps=st.lists(st.sampled_from([3, 3, 3, 2, 1]), min_size=1, max_size=4), hours=st.sampled_from([0, 0, 1, 25]))
     def rounds_of_healthy_pods(self, steps: list[int], hours: int) -> None:
         """Let a rotation get on: without this, chance seldom brings one to its end."""
+        self.skew = timedelta()
         for pod in self.pods:
             pod.answers = pod.refreshes = pod.knows_matches = True
         for each in steps:
@@ -268,6 +331,19 @@ class Cluster(RuleBasedStateMachine):
             self.signed_requests_are_accepted()
             self.entered_urls_are_accepted()
         self.time_passes(hours)
+
+    @precondition(lambda self: "url_key" in self.wanted.rotate_every and "url_key" in (self.credentials or {}))
+    @rule(moved=st.sets(st.sampled_from([BUSY, SELDOM])), hours=st.sampled_from([2, 25, 24 * 8]))
+    def rotation_of_urls(self, moved: set[str], hours: int) -> None:
+        """Let a person move some of the accounts that had the same URL key: by chance, all of this seldom happens together."""
+        for account in (BUSY, SELDOM):
+            self.person_enters_url(account)
+        self.person_asks_for_rotation(f"rotation {len(self.made)}")
+        self.rounds_of_healthy_pods([3, 3, 3, 3], 0)
+        for account in sorted(moved):
+            self.person_enters_url(account)
+        self.rounds_of_healthy_pods([3, 3, 3], hours)
+        self.rounds_of_healthy_pods([3, 3], hours)
 
     @rule()
     def all_refresh(self) -> None:
@@ -281,7 +357,7 @@ class Cluster(RuleBasedStateMachine):
     def sender_reads(self) -> None:
         """Let a sender of ours read its credentials."""
         if self.wanted.client_secret == "generate" and self.credentials and "client_secret" in self.credentials:
-            self.signers["client_secret"] = self.told("client_secret")
+            self.sender = self.told("client_secret")
 
     def told(self, kind: KeyKind) -> Signer:
         """Sign with what stands in the credentials, even if it was revoked a moment ago."""
@@ -290,27 +366,40 @@ class Cluster(RuleBasedStateMachine):
         return Signer(secret, fingerprint(secret) not in self.wanted.revoke)
 
     @precondition(lambda self: "url_key" in self.wanted.rotate_every and "url_key" in (self.credentials or {}))
-    @rule()
-    def person_enters_url(self) -> None:
-        signer = self.signers["url_key"] = self.told("url_key")
+    @rule(account=st.sampled_from([BUSY, SELDOM]))
+    def person_enters_url(self, account: str) -> None:
+        """Enter it for one account; what it then sends first is what the operator knows of that."""
+        signer = self.urls[account] = self.told("url_key")
         # Credentials of a kind that is on its way out may be there still, if the operator died before it wrote them.
         signer.is_promised &= any(key.secret == signer.secret and key.not_after is None for key in self.held.keys) if self.held else True
-        self.traffic("url_key")
+        signer.is_promised &= self.call(account) and account in (self.wanted.accounts or self.urls)
 
-    @rule(kind=st.sampled_from(["client_secret", "url_key"]))
-    def traffic(self, kind: KeyKind) -> None:
-        secret = self.signers[kind].secret
-        if secret and any(pod.accepts(kind, secret, self.now) for pod in self.pods):
-            self.matches[fingerprint(secret)] = self.now
+    @rule()
+    def sender_signs(self) -> None:
+        secret = self.sender.secret
+        if secret and any(pod.accepts("client_secret", secret, self.now) for pod in self.pods):
+            self.matches.setdefault(fingerprint(secret), {})[""] = self.now
+
+    @rule(account=st.sampled_from([BUSY, SELDOM]))
+    def amocrm_calls(self, account: str) -> None:
+        self.call(account)
+
+    def call(self, account: str) -> bool:
+        """Let amoCRM call an account's URL; tell whether a pod takes it."""
+        secret = self.urls[account].secret
+        is_accepted = secret is not None and any(pod.accepts("url_key", secret, self.now, account) for pod in self.pods)
+        if secret and is_accepted:
+            self.matches.setdefault(fingerprint(secret), {})[account] = self.now
+        return is_accepted
 
     @precondition(lambda self: self.wanted.client_secret == "ref")
     @rule(does=st.sampled_from(["click", "write", "write", "wrong", "back", "delete"]), data=st.data())
     def person_and_amocrm(self, does: str, data: st.DataObject) -> None:
         """Cut amoCRM over at once with the click; then let the person write, sometimes the wrong thing."""
-        signer = self.signers["client_secret"]
+        signer = self.sender
         if does == "click" or signer.secret is None:
             self.clicked.append(self.secret())
-            self.signers["client_secret"] = Signer(self.clicked[-1])
+            self.sender = Signer(self.clicked[-1])
         elif does == "write":
             self.input, self.wrong_since = signer.secret + "\n", None
             signer.is_promised = fingerprint(signer.secret) not in self.gone | self.wanted.revoke
@@ -329,10 +418,14 @@ class Cluster(RuleBasedStateMachine):
     @rule(text=st.sampled_from(["a", "b", "c"]))
     def person_asks_for_rotation(self, text: str) -> None:
         self.annotation = text
+        self.change(resource=1)
 
-    @rule(accounts=st.sampled_from([None, ("77",), ("77", "78")]), paused=st.sampled_from([False, False, True]))
+    @rule(accounts=st.sampled_from([None, (BUSY,), (BUSY, SELDOM)]), paused=st.sampled_from([False, False, True]))
     def spec_changes(self, accounts: tuple[str, ...] | None, paused: bool) -> None:
         self.wanted = replace(self.wanted, accounts=accounts, paused=paused)
+        for account, signer in self.urls.items():
+            signer.is_promised &= account in (accounts or self.urls)
+        self.change(resource=1)
 
     @precondition(lambda self: self.wanted.client_secret is not None)
     @rule()
@@ -341,7 +434,9 @@ class Cluster(RuleBasedStateMachine):
         if every.pop("url_key", None) is None:
             every["url_key"] = 30 * DAY
         self.wanted = replace(self.wanted, rotate_every=every)
-        self.signers["url_key"].is_promised = False
+        for signer in self.urls.values():
+            signer.is_promised = False
+        self.change(resource=1)
 
     @precondition(lambda self: self.held is not None and self.held.keys)
     @rule(data=st.data())
@@ -349,8 +444,9 @@ class Cluster(RuleBasedStateMachine):
         assert self.held is not None
         key = data.draw(st.sampled_from(self.held.keys))
         self.wanted = replace(self.wanted, revoke=self.wanted.revoke | {key.fingerprint})
-        for signer in self.signers.values():
+        for signer in (self.sender, *self.urls.values()):
             signer.is_promised &= signer.secret != key.secret
+        self.change(resource=1)
 
     @precondition(lambda self: self.is_told and self.document is not None)
     @rule(how=st.sampled_from(["missing", "corrupt", "older"]), data=st.data())
@@ -360,15 +456,18 @@ class Cluster(RuleBasedStateMachine):
             if how != "older"
             else data.draw(st.sampled_from(self.backups))
         )
-        self.version += 1
-        for kind, signer in self.signers.items():
-            told = self.input.strip() if self.wanted.client_secret == "ref" and kind == "client_secret" and self.input else None
-            signer.is_promised &= signer.secret in (told, (self.credentials or {}).get(kind))
+        self.change(document=1)
+        told = self.input.strip() if self.wanted.client_secret == "ref" and self.input else None
+        self.sender.is_promised &= self.sender.secret in (told, (self.credentials or {}).get("client_secret"))
+        for account, signer in self.urls.items():
+            signer.is_promised &= signer.secret == (self.credentials or {}).get("url_key")
+            signer.is_promised &= self.held is None or account in (self.held.accounts or self.urls)
 
     @rule()
     def credentials_are_lost(self) -> None:
         if self.held is not None and self.held.generation == self.status_generation == self.highest:
             self.credentials = None
+            self.change(credentials=1)
 
     # --- time
 
@@ -376,7 +475,7 @@ class Cluster(RuleBasedStateMachine):
     def time_passes(self, hours: float) -> None:
         self.stale, end = None, self.now + hours * HOUR
         if self.wanted.client_secret == "generate" and "client_secret" not in (self.credentials or {}):
-            self.signers["client_secret"].is_promised = False  # it cannot be told until the operator is back
+            self.sender.is_promised = False  # it cannot be told until the operator is back
         while self.now < end:
             self.now = min(end, self.now + READS_EVERY)
             self.sender_reads()
@@ -396,25 +495,29 @@ class Cluster(RuleBasedStateMachine):
         Referenced: from the generation on in which the secret came after the person wrote it. Between the click and that document
         nothing is promised. If the input Secret is overwritten with something else, the old secret is accepted for the overlap.
         """
-        signer = self.signers["client_secret"]
         if self.wanted.client_secret == "ref" and self.wrong_since and self.now - self.wrong_since >= LEAST_OVERLAP:
-            signer.is_promised = False
-        self.accepted("client_secret", signer)
+            self.sender.is_promised = False
+        self.accepted("client_secret", self.sender)
 
     @invariant()
     def entered_urls_are_accepted(self) -> None:
-        """G1, URL key: a URL that was read from the credentials and entered in amoCRM is accepted until a new one is entered."""
-        self.traffic("url_key")
-        self.accepted("url_key", self.signers["url_key"])
+        """G1, URL key: a URL that was read from the credentials and entered in amoCRM is accepted until a new one is entered.
 
-    def accepted(self, kind: KeyKind, signer: Signer) -> None:
+        For each account by itself, however seldom it has news, from the generation on in which it may send.
+        """
+        self.call(BUSY)
+        for account, signer in self.urls.items():
+            self.accepted("url_key", signer, account)
+
+    def accepted(self, kind: KeyKind, signer: Signer, account: str = "") -> None:
         if signer.secret is None or not signer.is_promised or signer.secret not in self.births:
             return
         is_proved = signer.secret not in self.unproved and not (kind == "client_secret" and self.wanted.client_secret == "ref")
         for pod in self.pods:
             has_it = pod.source is not None and pod.source.generation >= self.births[signer.secret]
-            if pod.source is not None and not pod.is_from_backup and (has_it or is_proved):
-                assert pod.accepts(kind, signer.secret, self.now), f"G1: {pod.name} rejects a valid {kind}"
+            may_send = pod.source is not None and pod.source.generation >= self.account_births.get(account, 0)
+            if not pod.is_from_backup and may_send and (has_it or is_proved):
+                assert pod.accepts(kind, signer.secret, self.now, account), f"G1: {pod.name} rejects a valid {kind} {account}"
 
     def teardown(self) -> None:
         """When everything is healthy the rotation ends: one key of each kind, in every pod, and nothing to wait for."""
@@ -429,10 +532,12 @@ class Cluster(RuleBasedStateMachine):
             self.reconcile(3)
             self.time_passes(6)
             if self.wanted.client_secret == "ref" and (self.last is None or self.last.action):
-                self.signers["client_secret"] = Signer(self.secret())
-                self.input = self.signers["client_secret"].secret
-            if (self.credentials or {}).get("url_key") != self.signers["url_key"].secret and "url_key" in self.wanted.rotate_every:
-                self.person_enters_url()
+                self.sender = Signer(self.secret())
+                self.input = self.sender.secret
+            for account, signer in self.urls.items():
+                if "url_key" in self.wanted.rotate_every and signer.secret != (self.credentials or {}).get("url_key"):
+                    self.person_enters_url(account)
+                self.call(account)
             self.entered_urls_are_accepted()
             self.signed_requests_are_accepted()
             held = self.held
@@ -445,3 +550,25 @@ class Cluster(RuleBasedStateMachine):
 
 TestHistories = Cluster.TestCase
 TestHistories.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@given(
+    mode=st.sampled_from(["ref", "generate", None]),
+    rotations=st.lists(st.tuples(st.sets(st.sampled_from([BUSY, SELDOM])), st.sampled_from([2, 25, 24 * 8])), min_size=1, max_size=4),
+    accounts=st.sampled_from([None, (BUSY, SELDOM)]),
+)
+def test_whoever_is_moved_when(
+    mode: Literal["ref", "generate"] | None, rotations: list[tuple[set[str], int]], accounts: tuple[str, ...] | None
+) -> None:
+    """G1 for every account, whichever of them a person has moved by when; the machine above seldom gets so far."""
+    cluster = Cluster()
+    cluster.install(mode, True, 2, accounts)
+    if mode == "ref":
+        cluster.person_and_amocrm("click", None)  # type: ignore[arg-type]
+        cluster.person_and_amocrm("write", None)  # type: ignore[arg-type]
+    cluster.rounds_of_healthy_pods([3, 3], 0)
+    for moved, hours in rotations:
+        cluster.rotation_of_urls(moved, hours)
+        cluster.entered_urls_are_accepted()
+        cluster.signed_requests_are_accepted()
+    cluster.teardown()
