@@ -69,14 +69,16 @@ def test_a_changed_file_is_taken_over_without_a_new_image(cluster: Cluster, skaf
     address = f"http://amo-amo-webhooks.{own.namespace}"
     status, _ = Stranger(cluster).post(path, {}, form_body("leads", "update", lead()), address=address)
     assert status == 200
-    before = own.items("pods", "-l", "app.kubernetes.io/component=service")
+    service = ("pods", "-l", "app.kubernetes.io/component=service")
+    own.until(lambda: len(own.items(*service)) == 1, "the pods of before are gone")
+    before = own.items(*service)
     changed = (ROOT / CHANGED).read_text(encoding="utf-8").replace(BEFORE, AFTER)
     assert skaffold.sync(dev, CHANGED, changed.encode()) == [each["metadata"]["name"] for each in before]
     (pod,) = own.pods("service")
     ask = ("exec", pod, "-c", "service", "--", "python3", "-c", ASK)
     seconds = own.until(lambda: AFTER in own.kubectl(*ask, check=False), "the changed file is in force")
     report.say(f"skaffold dev: a changed file is in force {seconds:.0f} s after it was copied")
-    after = own.items("pods", "-l", "app.kubernetes.io/component=service")
+    after = own.items(*service)
     assert [each["metadata"]["uid"] for each in after] == [each["metadata"]["uid"] for each in before]
     assert [each["status"]["containerStatuses"][0]["restartCount"] for each in after] == [0]
 
