@@ -117,16 +117,16 @@ class Integrations:
         """Write the credentials where they differ; what others have put beside them stays, or there would be no end of writing."""
         if not texts or (seen is not None and texts.items() <= seen.texts.items()):
             return
-        name, owned = resource["metadata"]["name"] + CREDENTIALS_SUFFIX, {"ownerReferences": [owner(resource)]}
-        version = seen.version if seen else await self._begin_credentials(name, owned)
-        manifest = secret(name, self._config.instance, texts, **owned, resourceVersion=version)
+        name = resource["metadata"]["name"] + CREDENTIALS_SUFFIX
+        version = seen.version if seen else await self._begin_credentials(name)
+        manifest = secret(name, self._config.instance, texts, ownerReferences=[owner(resource)], resourceVersion=version)
         with self._tracing.change("patch secrets"):
             await self._kube.apply_secret(manifest, FIELD_MANAGER)
 
-    async def _begin_credentials(self, name: str, owned: dict[str, Any]) -> str:
-        """Create the Secret, without anything in it: only what is applied can be taken out again by applying less."""
+    async def _begin_credentials(self, name: str) -> str:
+        """Create the Secret, without anything in it: only what is applied, an owner too, can be taken out again by applying less."""
         with self._tracing.change("create secrets"):
-            return await self._kube.create_secret(secret(name, self._config.instance, {}, **owned))
+            return await self._kube.create_secret(secret(name, self._config.instance, {}))
 
     @property
     def is_some_gone(self) -> bool:

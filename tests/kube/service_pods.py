@@ -37,7 +37,8 @@ class _Pages(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer /keyring."""
         pod = self.server.pod
-        report = {"sources": pod.report(), "matches_read_at": datetime.now(UTC).isoformat()} if pod.is_answering else {}
+        now = datetime.now(UTC).isoformat()
+        report = {"sources": pod.report(), "matches_read_at": now, "reported_at": now} if pod.is_answering else {}
         body = json.dumps(report).encode()
         self.send_response(200 if pod.is_answering and self.path == "/keyring" else 503)
         self.send_header("Content-Length", str(len(body)))
@@ -63,8 +64,8 @@ class ServicePod:
         self.name = name
         self.folder = folder
         self.is_answering = True
-        self.matches: dict[str, datetime] = {}
-        """When a key was last matched, by its fingerprint."""
+        self.matches: dict[str, dict[str, datetime]] = {}
+        """When a key was last matched by each account, by its fingerprint."""
         self._sources: dict[str, Source] = {}
         self._pods = Pods(server, namespace)
         self._server = self._listen(port)
@@ -92,8 +93,10 @@ class ServicePod:
         report = self.keyring().report()
         for source in report:
             for key in source["keys"]:
-                matched = self.matches.get(key["fingerprint"])
-                key["last_matched_at"] = matched.isoformat() if matched else None
+                matched = self.matches.get(key["fingerprint"], {})
+                key["last_matched_at"] = max(matched.values()).isoformat() if matched else None
+                key["accounts"] = {account: at.isoformat() for account, at in matched.items()}
+                key["accounts_complete"] = True
         return report
 
     def accepts(self, source: str) -> set[str]:

@@ -19,7 +19,7 @@ from amo_receiver.embedded.processes import wait_until
 from kube.apiserver import assets
 from kube.controllers import begin_namespace, collect_garbage, end_namespace
 from kube.kubelet import Kubelet
-from kube.operators import KEYRING, integration
+from kube.operators import KEYRING, integration, schema_migration
 from kube.recorder import Recorder
 from kube.scene import MERGE_PATCH, Scene
 
@@ -219,15 +219,21 @@ def test_requests_to_rotate_collapse(scene: Scene, name: str) -> None:
 
 def test_a_late_sender_is_waited_for(scene: Scene, name: str) -> None:
     """A URL that amoCRM still calls stays until the new one is called; the status says what a person has to do, and for which key."""
-    begin(scene, name, accounts=["31337"], **SHORT)
+    begin(scene, name, accounts=["31337", "31338"], **SHORT)
     old = only(scene, name, URL, "current")
     with another_pod(scene, "pod-called") as called:
         scene.until(lambda: scene.reason(name) == "True InStep")
-        called.matches[old] = datetime.now(UTC)
+        called.matches[old] = {"31337": datetime.now(UTC), "31338": datetime.now(UTC)}
         scene.ask_to_rotate(name, "now")
         scene.until(lambda: scene.reason(name) == "True SenderNotSwitched")
         assert old in scene.status(name)["action"]
-        called.matches[only(scene, name, URL, "current")] = datetime.now(UTC)
+        assert "accounts 31337, 31338, " in scene.status(name)["action"]
+        current = only(scene, name, URL, "current")
+        called.matches[current] = {"31337": datetime.now(UTC)}
+        scene.until(lambda: "account 31338, " in scene.status(name)["action"])
+        scene.let_rounds_pass()
+        assert only(scene, name, URL, "previous") == old
+        called.matches[current] = dict.fromkeys(["31337", "31338"], datetime.now(UTC))
         scene.until(lambda: only(scene, name, URL, "retired") == old)
         scene.until(lambda: "action" not in scene.status(name))
 
@@ -278,12 +284,19 @@ def test_changed_accounts_are_published(scene: Scene, name: str) -> None:
 
 
 def test_a_deleted_integration_is_revoked(scene: Scene, name: str) -> None:
-    """The keys of a deleted integration leave every pod: its document stays, empty and newer."""
+    """The keys of a deleted integration leave every pod: its document stays, empty and newer, also if an older Secret is restored."""
     begin(scene, name)
+    backup = scene.secret(KEYRING)[name]
     scene.delete(name)
     scene.until(lambda: scene.document(name)["keys"] == [])
     assert scene.document(name)["generation"] == 2
     scene.until(lambda: not any(pod.accepts(name) for pod in scene.pods))
+    with another_pod(scene, "pod-restored"):
+        for damage in (backup, "no document"):
+            scene.write_secret(KEYRING, **{name: backup})
+            scene.until(lambda: any(pod.accepts(name) for pod in scene.pods) or scene.document(name)["keys"] == [])
+            scene.write_secret(KEYRING, **{name: damage})
+            scene.until(lambda: not any(pod.accepts(name) for pod in scene.pods))
     scene.apply(integration(name))
     scene.until(lambda: scene.reason(name) == "True InStep")
     assert scene.document(name)["generation"] > 2
@@ -295,6 +308,38 @@ def test_what_anybody_may_annotate_is_bounded(scene: Scene, name: str) -> None:
     scene.ask_to_rotate(name, "ж" * 20_000)
     scene.until(lambda: scene.document(name)["generation"] > 1)
     assert len(scene.secret(KEYRING)[name]) < 5_000
+
+
+def test_what_others_put_into_the_credentials_stays(scene: Scene, recorder: Recorder, name: str) -> None:
+    """It is not ours to take out, and nothing is written to and fro; what is ours is put right, and goes when it is no longer so."""
+    begin(scene, name, accounts=["1", "2"])
+    credentials = f"{name}-credentials"
+    told = scene.secret(credentials)
+    scene.write_secret(credentials, note="theirs", client_id="theirs")
+    scene.until(lambda: scene.secret(credentials) == told | {"note": "theirs"})
+    before = scene.server.ask("GET", f"{SECRETS}/{credentials}")["metadata"]["resourceVersion"]
+    scene.let_rounds_pass()
+    assert scene.server.ask("GET", f"{SECRETS}/{credentials}")["metadata"]["resourceVersion"] == before
+    scene.change(name, accounts=["2"])
+    scene.until(lambda: scene.secret(credentials).keys() == (told.keys() | {"note"}) - {"url.1"})
+
+
+def test_another_releases_resources_are_left_alone(scene: Scene, name: str) -> None:
+    """They bear its label; what bears ours, or none, is worked on."""
+
+    def labelled(manifest: dict[str, Any], release: str) -> dict[str, Any]:
+        return {**manifest, "metadata": {**manifest["metadata"], "labels": {"app.kubernetes.io/instance": release}}}
+
+    theirs = schema_migration(f"{name}-migration")
+    scene.apply(labelled(integration(name), "another"))
+    scene.apply(labelled(theirs, "another"))
+    scene.let_rounds_pass()
+    assert name not in scene.secret(KEYRING)
+    unseen = [scene.status(name), scene.status(theirs["metadata"]["name"], "SchemaMigration")]
+    assert unseen == [{"observedGeneration": -1}] * 2
+    scene.delete(theirs["metadata"]["name"], "SchemaMigration")
+    scene.apply(labelled(integration(name), "crm"))
+    scene.until(lambda: scene.reason(name) == "True InStep")
 
 
 @pytest.mark.parametrize("damage", ["deleted", "corrupt", "older", "credentials"])
@@ -309,7 +354,7 @@ def test_drift_is_repaired(scene: Scene, name: str, damage: str) -> None:
     if damage == "deleted":
         scene.delete_secret(KEYRING)
     elif damage == "credentials":
-        scene.write_secret(f"{name}-credentials", url_key="somebody-elses-idea", generation="1")
+        scene.write_secret(f"{name}-credentials", url_key="somebody-elses-idea", generation="999")
     else:
         scene.write_secret(KEYRING, **{name: {"corrupt": '{"version": 1', "older": backup}[damage]})
     if damage == "credentials":
