@@ -29,13 +29,17 @@ with_cluster() (
     log=${TMPDIR:-/tmp}/cluster-build.log
     began=$SECONDS
     . "$folder/env.sh"
+    # There is one such cluster on a machine: who comes second waits until the first one's is gone.
+    mkdir -p "$CLUSTER_CACHE"
+    exec 9>"$CLUSTER_CACHE/lock"
+    flock 9
     { "$folder/apt.sh" && "$folder/build.sh" && "$folder/images.sh" && _cluster_base && _cluster_telegraf; } >"$log" 2>&1 || { tail -20 "$log"; return 1; }
     echo "cluster built after $((SECONDS - began)) s"
     child=
     trap 'set +e; [ -z "$child" ] || { kill "$child" 2>/dev/null; wait "$child"; }; "$folder/down.sh" >>"$log" 2>&1' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
-    "$folder/up.sh"
+    "$folder/up.sh" 9>&-
     # The machine's own settings for pip and its certificates hold in a build too.
     build="buildah build --layers --isolation chroot --network host"
     for file in /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do [ -e "$file" ] && build+=" -v $file:$file:ro"; done
@@ -45,7 +49,7 @@ with_cluster() (
     export E2E_ENTER="nsenter --net=/run/netns/$K8S_NS --"
     export E2E_LOAD_IMAGE="${CTR:-ctr} -a $CTR_SOCK -n k8s.io images import"
     # In the background: bash puts off a signal's trap until a program in the foreground has ended.
-    "$@" &
+    "$@" 9>&- &
     child=$!
     wait "$child"
 )
