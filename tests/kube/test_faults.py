@@ -195,6 +195,41 @@ def test_two_operators_by_accident_agree(scene: Scene, access: Path) -> None:
     scene.until(still, PATIENCE_S)
 
 
+@pytest.mark.parametrize("fault", ["hang", "refused"])
+def test_events_that_cannot_be_told_hold_up_nothing(scene: Scene, proxy: Proxy, access: Path, fault: str) -> None:
+    """Keys reach pods and senders, and the status says so; what was not told is counted."""
+
+    def is_event(access: Access) -> bool:
+        return access.ruled == "events"
+
+    if fault == "hang":
+        proxy.delay(60, is_event, times=ALWAYS)
+    else:
+        proxy.answer(403, is_event, times=ALWAYS)
+    operator = scene.operator(access)
+    story = Story(scene)
+    story.begin(0)
+    scene.until(lambda: story.is_done(0), PATIENCE_S)
+    scene.until(lambda: 'amo_operator_reconciles_total{kind="Event",outcome="error"}' in operator.page("/metrics").text)
+    assert scene.reason(NAME) == "True InStep"
+
+
+def test_a_revocation_that_an_operator_began_is_ended_by_the_next_one(scene: Scene, access: Path) -> None:
+    """Of an integration that is gone: its document is empty already, and pods that do not prove to have that are nudged."""
+    document = '{"version": 1, "generation": 2, "client_id": "gone", "accounts": null, "keys": []}'
+    scene.write_secret(KEYRING, gone=document)
+    scene.pods[0].is_answering = False
+    scene.operator(access)
+
+    def nudged() -> list[bool]:
+        pods = [scene.server.ask("GET", f"/api/v1/namespaces/{scene.namespace}/pods/{pod.name}") for pod in scene.pods]
+        return ["amo-webhooks.io/keyring-version" in pod["metadata"].get("annotations", {}) for pod in pods]
+
+    scene.until(lambda: all(nudged()), PATIENCE_S)
+    scene.until(lambda: [each["source"] for each in scene.pods[1].report()] == ["gone"])
+    assert scene.secret(KEYRING) == {"gone": document}
+
+
 def test_a_watch_that_hangs_shows_on_the_liveness_page(scene: Scene, proxy: Proxy, access: Path) -> None:
     """Lists are still answered, so the clock alone would not notice; when watches work again, so does the page."""
     operator = scene.operator(access, AMO_OPERATOR_WATCH_SECONDS="1")
