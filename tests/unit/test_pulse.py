@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from amo_operator.config import Config
+from amo_operator.metrics import Metrics
 from amo_operator.pages import ROUND_SECONDS, SILENT_WATCHES, Pulse
+from amo_operator.reconcile import Reconciler
+from amo_operator.telemetry import Tracing
 
 WATCH_SECONDS = 60.0
 SILENCE = SILENT_WATCHES * WATCH_SECONDS
@@ -86,3 +92,28 @@ def test_a_change_may_be_told_before_or_after_it_is_listed(is_before: bool) -> N
     for _ in range(100):
         passed(pulse, clock, "2")
         assert pulse.obstacles() == []
+
+
+class Listed:
+    """An API server that lists what nobody can understand, and takes what is written."""
+
+    async def resources(self, kind: str) -> list[dict[str, Any]]:
+        if kind == "AmoIntegration":
+            return []
+        metadata = {"namespace": "crm", "uid": "1", "resourceVersion": "1", "generation": 1}
+        return [{"apiVersion": "v1", "kind": kind, "metadata": {**metadata, "name": name}, "spec": {}} for name in "ab"]
+
+    async def secret(self, _: str) -> None:
+        return None
+
+    async def write_status(self, *_: object) -> None: ...
+
+    async def post_event(self, _: object) -> None: ...
+
+
+async def test_a_round_of_many_objects_beats_with_each() -> None:
+    """Each may take half a minute while the API server is slow; a new process would begin the same round again."""
+    beats: list[None] = []
+    reconciler = Reconciler(Listed(), Config(), Metrics(), Tracing(), beat=lambda: beats.append(None))  # type: ignore[arg-type]
+    await reconciler.round()
+    assert len(beats) == 2
