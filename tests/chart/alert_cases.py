@@ -34,7 +34,7 @@ class Alert(NamedTuple):
 
 
 A, B = 'namespace="crm", job="amo-webhooks", pod="a"', 'namespace="crm", job="amo-webhooks", pod="b"'
-WORKER_READY = 'amo_ready{namespace="crm", job="amo-webhooks-worker", pod="w", amo_role="worker"}'
+WORKER, OTHER = 'namespace="crm", job="amo-webhooks-worker", pod="w"', 'namespace="b"'
 SIGNED, TOKEN = "/api/webhooks/amo", "/api/webhooks/amo/{token}"
 
 
@@ -42,6 +42,11 @@ def series(name: str, pod: str = A, **labels: str) -> str:
     """Write the name of a pod's series."""
     own = "".join(f', {label}="{value}"' for label, value in labels.items())
     return f"{name}{{{pod}{own}}}"
+
+
+def ready(pod: str = A, role: str = "service") -> str:
+    """Name the series that tells whether a pod is ready."""
+    return series("amo_ready", pod, amo_role=role)
 
 
 def deliveries(outcome: str, pod: str = A, route: str = TOKEN) -> str:
@@ -88,24 +93,23 @@ def refused(file: str) -> str:
 ALERTS = {
     "AmoUnavailable": Alert(
         {
-            "no pod is ready": Case(8, {series("amo_ready"): "1x3 0x6", series("amo_ready", B): "0x9"}),
-            "all pods are gone": Case(8, {series("amo_ready"): "1x3 stale"}),
+            "no pod is ready": Case(8, {ready(): "1x3 0x6", ready(B): "0x9"}),
+            "all pods are gone": Case(8, {ready(): "1x3 stale"}),
             "nothing was ever scraped": Case(3, {"up": "1x9"}),
-            "one installation of two is gone": Case(1400, {series("amo_ready"): "1x3 stale", 'amo_ready{namespace="b"}': "1x1500"}),
-            "only the worker is left": Case(
-                8, {series("amo_ready", amo_role="service"): "1x3 stale", series("amo_ready", B, amo_role="worker"): "1x9"}
-            ),
-            "only the worker is ready": Case(
-                8, {series("amo_ready", amo_role="service"): "1x3 0x6", series("amo_ready", B, amo_role="worker"): "1x9"}
-            ),
+            "one installation of two is gone": Case(1400, {ready(): "1x3 stale", ready(OTHER): "1x1500"}),
+            "only the worker is left": Case(8, {ready(): "1x3 stale", ready(B, "worker"): "1x9"}),
+            "only the worker is ready": Case(8, {ready(): "1x3 0x6", ready(B, "worker"): "1x9"}),
         },
         {
-            "one pod of two is ready": Case(8, {series("amo_ready"): "1x9", series("amo_ready", B): "0x9"}),
-            "pods were replaced": Case(8, {series("amo_ready"): "1x3 stale", series("amo_ready", B): "_x3 1x6"}),
-            "a restart takes more than a minute": Case(8, {series("amo_ready"): "1x3 0 0 1x5"}),
-            "no worker is ready": Case(20, {series("amo_ready", amo_role="service"): "1x20", WORKER_READY: "1x3 0x6 stale"}),
+            "one pod of two is ready": Case(8, {ready(): "1x9", ready(B): "0x9"}),
+            "pods were replaced": Case(8, {ready(): "1x3 stale", ready(B): "_x3 1x6"}),
+            "a restart takes more than a minute": Case(8, {ready(): "1x3 0 0 1x5"}),
+            "no worker is ready": Case(20, {ready(): "1x20", ready(WORKER, "worker"): "1x3 0x6 stale"}),
+            "a worker that told no role is replaced": Case(
+                20, {ready(): "1x20", series("amo_ready", WORKER): "1x3 stale", ready(WORKER, "worker"): "_x4 1x16"}
+            ),
         },
-        {"one of two was taken away": Case(1450, {series("amo_ready"): "1x3 stale", 'amo_ready{namespace="b"}': "1x1500"})},
+        {"one of two was taken away": Case(1450, {ready(): "1x3 stale", ready(OTHER): "1x1500"})},
     ),
     "AmoDatabaseErrors": Alert(
         {
