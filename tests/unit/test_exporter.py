@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
-from amo_receiver.telemetry.exporter import REJECTED, Envelope, Exporter, Limits, OtlpCollector, Reply, encode_span
+from amo_receiver.telemetry.exporter import REJECTED_QUIET_SECONDS, Envelope, Exporter, Limits, OtlpCollector, Reply, encode_span
 from otlp_sink import Answer, OtlpSink, eventually
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class Scripted:
     """A collector of pretence: keeps requests, and says what it is told to say."""
 
     trouble: str | Exception = ""
+    rejected: int = 0
     hold: threading.Event = field(default_factory=threading.Event)
     under_way: threading.Event = field(default_factory=threading.Event)
     requests: list[bytes] = field(default_factory=list)
@@ -98,7 +99,7 @@ class Scripted:
         self.hold.wait(60)
         if isinstance(self.trouble, Exception):
             raise self.trouble
-        return Reply(self.trouble)
+        return Reply(self.trouble, self.rejected)
 
     def close(self) -> None:
         self.is_closed = True
@@ -217,7 +218,7 @@ def partial_success(rejected: int, message: str = "") -> bytes:
 def test_spans_that_a_taken_request_lost_count_as_dropped(
     sink: OtlpSink, environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The collector answers 200 and says how many it rejected, which is said once; its message may quote them and is not repeated."""
+    """The collector answers 200 and says how many it rejected; its message may quote them and is not repeated."""
     caplog.set_level(logging.INFO)
     environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url)
     sink.answers.extend([Answer(body=partial_success(3, "Иван")), Answer(body=partial_success(1)), Answer(body=partial_success(0, "slow"))])
@@ -228,8 +229,28 @@ def test_spans_that_a_taken_request_lost_count_as_dropped(
         eventually(lambda expected=expected: exporter.exported + exporter.dropped == expected, "counted")  # type: ignore[misc]
         counts.append((exporter.exported, exporter.dropped))
     exporter.stop(60)
-    assert said(caplog) == [("Spans are not exported", REJECTED), ("Spans are exported again", None)]
+    assert said(caplog) == [("The collector rejected some spans (partial success)", None)]
+    assert vars(caplog.records[0])["fields"] == {"rejected": 3, "dropped": 3}
     assert counts == [(7, 3), (16, 4), (26, 4)]
+
+
+def test_a_collector_that_rejects_some_now_and_then_is_told_of_once_a_minute(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+    """Exporting neither ceased nor began again; a failure in between is another matter, and said at once."""
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    exporter = Exporter(Envelope(RESOURCE, SCOPE), scripted, SOON, lambda: now[0])
+    told = []
+    for after, scripted.rejected, scripted.trouble in (
+        (0, 1, ""), (1, 0, ""), (1, 1, ""), (1, 0, "HTTP 500"), (1, 1, ""), (REJECTED_QUIET_SECONDS - 5, 1, ""), (1, 1, ""), (1, 1, ""),
+    ):  # fmt: skip
+        now[0] += after
+        add(exporter, ENCODED[:2])
+        exporter._export()
+        told.append([line for line, _ in said(caplog)])
+        caplog.clear()
+    rejected = ["The collector rejected some spans (partial success)"]
+    assert told == [rejected, [], [], ["Spans are not exported"], ["Spans are exported again"], [], rejected, []]
+    assert (exporter.exported, exporter.dropped) == (8, 8)
 
 
 @pytest.mark.parametrize("body", [b"<html>", partial_success(-5), b""])

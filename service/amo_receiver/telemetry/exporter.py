@@ -8,7 +8,9 @@ interface; the tests go through it to a server that behaves badly, so a version 
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -23,13 +25,16 @@ from amo_receiver.log import get_logger
 from amo_receiver.telemetry.spans import SPAN, sized
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 log = get_logger(__name__)
 
 RESOURCE_SPANS, SCOPE_SPANS = b"\x0a", b"\x12"
-REJECTED = "partial success: the collector rejected some"
+REJECTED_QUIET_SECONDS = 60.0
+"""For how long nothing more is said of spans that a taken request lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +125,13 @@ class OtlpCollector:
 class Exporter:
     """The queue and its thread. What was added is exported, dropped, or still waiting."""
 
-    def __init__(self, envelope: Envelope, collector: Collector, limits: Limits) -> None:
+    def __init__(self, envelope: Envelope, collector: Collector, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.exported = 0
         self.dropped = 0
         self._envelope = envelope
         self._collector = collector
         self._limits = limits
+        self._clock = clock
         self._spans: deque[bytes] = deque()
         self._count = self._bytes = 0  # waiting and under way
         self._lock = threading.Lock()
@@ -133,6 +139,7 @@ class Exporter:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="span-export", daemon=True)
         self._trouble = ""
+        self._rejected_told = -math.inf
 
     def add(self, span: bytes) -> None:
         """Queue an encoded span, or drop it where there is no room; never waits."""
@@ -177,7 +184,9 @@ class Exporter:
             reply = self._post(b"".join(spans))
             rejected = len(spans) if reply.trouble else min(max(reply.rejected, 0), len(spans))
             self._settle(spans, rejected)
-            self._tell(reply.trouble or (REJECTED if rejected else ""))
+            self._tell(reply.trouble)
+            if rejected and not reply.trouble:
+                self._tell_rejected(rejected)
 
     def _post(self, spans: bytes) -> Reply:
         try:
@@ -209,3 +218,9 @@ class Exporter:
         elif self._trouble and not trouble:
             log.info("Spans are exported again", dropped=self.dropped)
         self._trouble = trouble
+
+    def _tell_rejected(self, rejected: int) -> None:
+        """Say that a request was taken without some of its spans, once a minute: it may happen time and again."""
+        if self._clock() - self._rejected_told >= REJECTED_QUIET_SECONDS:
+            log.warning("The collector rejected some spans (partial success)", rejected=rejected, dropped=self.dropped)
+            self._rejected_told = self._clock()
