@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from http import HTTPStatus
 from typing import Any
 
 from lightkube import Client
@@ -36,6 +37,9 @@ def main() -> None:
         try:
             applied = apply(client)
         except ApiError as error:
+            if error.status.code == HTTPStatus.NOT_FOUND:  # as some tools run the hook: before the first installation, too
+                print("Changed: nothing, they are not there yet")  # noqa: T201
+                return
             sys.exit(f"The definitions of the custom resources stay as they are: {error}")
     print("Changed:", ", ".join(applied) or "nothing")  # noqa: T201
 

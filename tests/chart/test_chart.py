@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import subprocess
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,22 @@ import pytest
 import yaml
 
 from amo_receiver.amocrm.keyring_file import parse_source
-from chart.rendering import CHART, FULLNAME, NAMESPACE, RELEASE, component, containers, is_hook, of_kind, one, pods, refusal, rendered
+from chart.rendering import (
+    CHART,
+    FULLNAME,
+    NAMESPACE,
+    RELEASE,
+    component,
+    containers,
+    helm,
+    is_hook,
+    of_kind,
+    one,
+    pods,
+    refusal,
+    rendered,
+    template,
+)
 from chart.scoreboard import COLUMNS, SCOREBOARD, broken, score, unrestricted
 from chart.written import README, SCHEMA, VALUES, as_text, documented, readme, schema
 from kube.operators import documented_rules
@@ -225,6 +241,31 @@ def test_large_numbers_reach_the_service_as_they_are() -> None:
     assert (env["MAX_BODY_BYTES"], env["WORKER_POLL_SECONDS"], env["DOCS_ENABLED"]) == ("1048576", "0.5", "false")
 
 
+def test_names_that_look_like_numbers_are_text() -> None:
+    """Kubernetes takes no number for a label or a name."""
+    done = template({"integrations": [{"name": "2025", "clientId": "c", "urlKey": {}}]})
+    assert of_kind([each for each in yaml.safe_load_all(done.stdout) if each], "AmoIntegration")[0]["metadata"]["name"] == "2025"
+    command = [helm(), "template", "123", str(CHART), "--namespace", NAMESPACE]
+    text = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
+    labels = [pod["metadata"]["labels"] for _, pod in pods([each for each in yaml.safe_load_all(text) if each])]
+    assert {each["app.kubernetes.io/instance"] for each in labels} == {"123"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"), [("http://collector:4318", 4318), ("https://otel.example.com", 443), ("https://otel.example.com:8443/v1", 8443)]
+)
+def test_the_collector_is_reached_at_its_endpoint_s_port(endpoint: str, port: int) -> None:
+    """Else telemetry would be lost without a word."""
+    policy = one(rendered({"otel": {"endpoint": endpoint}}), "NetworkPolicy", f"{FULLNAME}-service")
+    assert [{"port": port}] in [rule["ports"] for rule in policy["spec"]["egress"]]
+
+
+def test_a_plain_migration_job_waits_for_a_database_that_comes_up() -> None:
+    """It is not given up on before its deadline."""
+    (job,) = of_kind(rendered(WITHOUT_OPERATOR | {"migration": {"activeDeadline": "1h30m"}}), "Job")
+    assert (job["spec"]["activeDeadlineSeconds"], job["spec"]["backoffLimit"]) == (5400, 20)
+
+
 def test_what_is_unsafe_would_be_noticed() -> None:
     """The scoreboard sees each of these in one container of one pod."""
     name, pod = next(pods(rendered()))
@@ -259,6 +300,9 @@ def test_values_for_production_render() -> None:
         ({"service": {"drainSeconds": 30}}, "killed before it has ended"),
         ({"keyring": {"existingSecret": "k"}}, "needs operator.enabled=false"),
         ({"integrations": [REF, REF]}, "has crm twice"),
+        ({"podLabels": {"app.kubernetes.io/instance": "x"}}, "by which pods are selected"),
+        ({"pgbouncer": {"settings": {"pool_mode": "session"}}}, "which the chart sets itself"),
+        ({"extraEnv": [{"name": "LOG_FORMAT", "value": "text"}]}, "and so has settings"),
         ({"integrations": [REF | {"clientSecret": {"generate": True}}]}, "either generated or read"),
         ({"integrations": [{"name": "a", "clientId": "c"}]}, "has no key"),
         (WITHOUT_OPERATOR | {"integrations": [REF]}, "which only the operator reads"),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BUILD = shlex.split(os.environ.get("E2E_BUILD", "docker build"))
-LOAD = shlex.split(os.environ.get("E2E_LOAD_IMAGE", "kind load image-archive"))
+LOAD = shlex.split(os.environ.get("E2E_LOAD_IMAGE", "kind load image-archive --name amo-webhooks"))
 ROOT = Path(__file__).parents[2]
 OWN = Path(__file__).parent / "images"
 PREFIX = "e2e.local"

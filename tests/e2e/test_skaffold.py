@@ -41,7 +41,7 @@ def skaffold(cluster: Cluster, report: Report, tmp_path_factory: pytest.TempPath
 
 
 def test_ci_verifies_the_release_with_a_sender(skaffold: Skaffold, report: Report) -> None:
-    """`skaffold run -p ci && skaffold verify -p ci`."""
+    """`skaffold build`, `deploy` and `verify`, each with `-p ci`."""
     ci = pipeline("ci")
     skaffold.build(ci)
     skaffold.deploy(ci, images.stand_ins())

@@ -10,6 +10,17 @@
 {{- with $v.service.autoscaling }}{{ if and .enabled (gt (int .minReplicas) (int .maxReplicas)) }}{{ fail "service.autoscaling.minReplicas is more than service.autoscaling.maxReplicas" }}{{ end }}{{ end -}}
 {{- if ge (int $v.service.drainSeconds) (int $v.service.terminationGracePeriodSeconds) }}{{ fail "service.drainSeconds must be less than service.terminationGracePeriodSeconds: the pod would be killed before it has ended" }}{{ end -}}
 {{- if and $v.operator.enabled $v.keyring.existingSecret }}{{ fail "keyring.existingSecret needs operator.enabled=false: with the operator the keyring is made from integrations" }}{{ end -}}
+{{- range $key := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" -}}
+{{- if hasKey $v.podLabels $key }}{{ fail (printf "podLabels has %s, by which pods are selected: it cannot be changed" $key) }}{{ end -}}
+{{- end -}}
+{{- range $name := list "pool_mode" "listen_addr" "listen_port" "unix_socket_dir" "auth_type" "auth_file" "ignore_startup_parameters" -}}
+{{- if hasKey $v.pgbouncer.settings $name }}{{ fail (printf "pgbouncer.settings has %s, which the chart sets itself" $name) }}{{ end -}}
+{{- end -}}
+{{- range $v.extraEnv -}}
+{{- if hasKey $v.settings (.name | default "") }}{{ fail (printf "extraEnv has %s, and so has settings: say it once" .name) }}{{ end -}}
+{{- end -}}
+{{- $secret := printf "%s-static-keyring" (include "amo.fullname" .) -}}
+{{- if and $v.operator.enabled (lookup "v1" "Secret" .Release.Namespace $secret) (not (lookup "v1" "Secret" .Release.Namespace (include "amo.keyringSecret" .))) }}{{ fail (printf "operator.enabled, but the keys so far are in the Secret %s, which the operator does not know: senders would be refused. Copy it to %s (kubectl get, other name, kubectl create), or delete it to begin with new keys" $secret (include "amo.keyringSecret" .)) }}{{ end -}}
 {{- $names := list -}}
 {{- range $v.integrations -}}
 {{- if has .name $names }}{{ fail (printf "integrations has %s twice: names are unique" .name) }}{{ end -}}

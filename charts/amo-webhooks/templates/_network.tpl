@@ -25,8 +25,10 @@ spec:
 
 {{- define "amo.toDns" -}}
 - ports:
-    - {port: 53, protocol: UDP}
-    - {port: 53, protocol: TCP}
+    {{- range .Values.networkPolicy.dns.ports }}
+    - {port: {{ . }}, protocol: UDP}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
 {{- end -}}
 
 {{- define "amo.toApiServer" -}}
@@ -41,10 +43,11 @@ spec:
 {{- end -}}
 
 {{- define "amo.toCollector" -}}
-{{- if .Values.otel.endpoint -}}
+{{- with .Values.otel.endpoint -}}
+{{- $url := urlParse . -}}
 - ports:
-    - port: {{ .Values.networkPolicy.collector.port }}
-  {{- with .Values.networkPolicy.collector.peers }}
+    - port: {{ regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (ternary 443 80 (eq $url.scheme "https")) }}
+  {{- with $.Values.networkPolicy.collector.peers }}
   to:
     {{- toYaml . | nindent 4 }}
   {{- end }}
