@@ -16,6 +16,7 @@ MATCHES_AGE = timedelta(minutes=3)
 """Pods read each minute what matched in the others. Who has not for so long does not know whether a key is quiet."""
 
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
+UNREAD = "it has not read this keyring yet"
 
 
 @dataclass
@@ -51,7 +52,7 @@ def _report(pod: PodSeen, source: str, answer: dict[str, Any] | str, now: dateti
         # The credentials of a pod's environment have a name too, `default`, and generation 0; a keyring file is at 1 or later.
         mine = max((each for each in answer["sources"] if each["source"] == source), key=lambda each: int(each["generation"]), default=None)
         if mine is None:
-            return Report(pod.name, pod.uid, "it has not read this keyring yet", None)
+            return Report(pod.name, pod.uid, UNREAD, None)
         keys, read_at = mine["keys"], answer["matches_read_at"]
         return Report(
             pod.name,

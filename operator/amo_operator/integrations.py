@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from amo_operator.evidence import Observed, Report, lag
+from amo_operator.fleet import UNREAD
 from amo_operator.keyring import CorruptKeyring, Keyring, credentials, new_secret, read_keyring, write_keyring
 from amo_operator.resources import FIELD_MANAGER, ROTATE, owner, secret
 from amo_operator.rotation import decide
@@ -14,6 +15,7 @@ from amo_operator.spec import CREDENTIALS_SUFFIX
 from amo_operator.standing import integration_status, key_times, known_keys, known_retired, standing_of, wanted_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from amo_operator.announcements import Announcements
@@ -39,16 +41,28 @@ class Integrations:
     sender is told of it, so an operator that dies between any two of them has promised nothing that is not kept.
     """
 
-    def __init__(self, kube: Kube, config: Config, metrics: Metrics, tracing: Tracing, announcements: Announcements) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        config: Config,
+        metrics: Metrics,
+        tracing: Tracing,
+        announcements: Announcements,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``clock`` is in seconds of any beginning."""
+        self._clock = clock
         self._kube = kube
         self._config = config
         self._metrics = metrics
         self._tracing = tracing
         self._announcements = announcements
-        self._begun = time.monotonic()
+        self._begun = clock()
         self._seen: set[str] = set()
         self._orphans: dict[str, float] = {}
-        """Since when each is gone."""
+        """Since when each is gone, until no pod has its keys."""
+        self._settled: dict[str, str | None] = {}
+        """The document of each that is gone, of which every pod has proved that it has nothing else."""
 
     async def reconcile(
         self, resource: dict[str, Any], spec: AmoIntegrationSpec, fleet: Fleet, now: datetime
@@ -136,17 +150,30 @@ class Integrations:
     async def revoke_orphans(self, present: set[str], fleet: Fleet) -> None:
         """Empty the keyrings of integrations that are gone for some time: a file that merely disappears stays in force in the pods.
 
-        One that this process never saw may be about to be restored after its Secret: it is given more time.
+        ``present`` are those of all releases: one that is another's now is not gone. One that this process never saw may be about to be
+        restored after its Secret: it is given more time.
         """
         published = await self._kube.secret(self._config.keyring_secret)
+        texts, now = published.texts if published else {}, self._clock()
         self._seen |= present
-        gone, now = (self._seen | set(published.texts if published else ())) - present, time.monotonic()
+        gone = self._forget_settled((self._seen | set(texts)) - present, texts)
         if now - self._begun < self._config.unseen_seconds:
             gone = {name for name in gone if name in self._seen or _is_revoked(published, name)}
         self._orphans = {name: self._orphans.get(name, now) for name in gone}
         for name, since in sorted(self._orphans.items()):
-            if now - since >= ORPHAN_SECONDS and await self._revoke(name, published, fleet):
+            if now - since < ORPHAN_SECONDS:
+                continue
+            if await self._revoke(name, published, fleet):
                 return  # the version that was read is used up; the next round takes the next one
+            if fleet.is_steady and is_settled(_read(published, name)[0], fleet.reports(name)):
+                self._settled[name] = texts.get(name)
+                del self._orphans[name]
+
+    def _forget_settled(self, gone: set[str], texts: Mapping[str, str]) -> set[str]:
+        """Leave out whom nobody has to be asked about any more; a document that came back since, from a backup, is looked at again."""
+        self._settled = {name: text for name, text in self._settled.items() if name in gone and texts.get(name) == text}
+        self._seen -= {name for name, text in self._settled.items() if text is None}
+        return gone - self._settled.keys()
 
     async def _revoke(self, name: str, published: SecretSeen | None, fleet: Fleet) -> bool:
         """Publish a document without keys, unless there is one that the pods take, and nudge those without it; tell if it was written."""
@@ -176,6 +203,12 @@ def without_keys(held: Keyring | None, reports: tuple[Report, ...]) -> Keyring |
     if held.keys or max(accepted, default=-1) >= held.generation:
         return replace(held, generation=max(held.generation, known) + 1, keys=())
     return held
+
+
+def is_settled(held: Keyring | None, reports: tuple[Report, ...]) -> bool:
+    """Tell whether every pod, and at least one, has the document of one that is gone, or knows nothing of it if there is none."""
+    problems = [lag(held, report) if held else report.problem for report in reports]
+    return bool(problems) and all(problem is None or (held is None and problem == UNREAD) for problem in problems)
 
 
 def _request(resource: dict[str, Any]) -> str | None:

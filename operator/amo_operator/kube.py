@@ -37,7 +37,6 @@ RESOURCES = {
 }
 FINISHED = {"Succeeded", "Failed"}
 JOB_OF_POD = "batch.kubernetes.io/job-name"
-INSTANCE = "app.kubernetes.io/instance"
 MOST_REPORT_BYTES = 4 * 1_048_576
 """Two keys of each of many integrations, each with its 200 accounts, are over one MiB."""
 
@@ -78,10 +77,9 @@ class Kube:
         await self._pods.aclose()
 
     async def resources(self, kind: str) -> list[dict[str, Any]]:
-        """List the custom resources of a kind that are this release's by their label, or anybody's because they have none."""
+        """List the custom resources of a kind, also another release's: they are there."""
         found = [each.to_dict() async for each in self._client.list(RESOURCES[kind])]
-        mine = [each for each in found if (each["metadata"].get("labels") or {}).get(INSTANCE) in (None, "", self._config.instance)]
-        return [{**each, "apiVersion": f"{GROUP}/{VERSION}", "kind": kind} for each in mine]
+        return [{**each, "apiVersion": f"{GROUP}/{VERSION}", "kind": kind} for each in found]
 
     async def write_status(self, resource: Mapping[str, Any], status: Mapping[str, Any]) -> None:
         """Apply a status whole, if the resource still is as it was read: what is not in it any more goes.

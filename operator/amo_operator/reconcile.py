@@ -1,6 +1,7 @@
 """The one reconcile: read everything, and for each custom resource decide, write what differs, and say how it stands.
 
-It keeps nothing between two rounds but which pods and integrations it saw: whoever runs it next goes on from what the cluster holds.
+It keeps nothing between two rounds but which pods, integrations and labels it saw: whoever runs it next goes on from what the cluster
+holds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from amo_operator.announcements import Announcements
 from amo_operator.conditions import Standing, conditions
 from amo_operator.fleet import Fleet
 from amo_operator.integrations import Integrations
+from amo_operator.resources import INSTANCE, foreign_release
 from amo_operator.schema_migrations import SchemaMigrations
 from amo_operator.spec import InvalidResource, parse_integration, parse_migration
 
@@ -55,6 +57,9 @@ class Reconciler:
         self._metrics = metrics
         self._tracing = tracing
         self._clock = clock
+        self._instance = config.instance
+        self._foreign: dict[tuple[str, str], str] = {}
+        """Which other release each object is labelled for that is not looked after here."""
         self._fleet = Fleet(kube)
         self._announcements = Announcements(kube, metrics)
         self._integrations = Integrations(kube, config, metrics, tracing, self._announcements)
@@ -66,19 +71,35 @@ class Reconciler:
         An object's own trouble is shown on it and does not hold up the others; without the lists themselves nothing can be done.
         """
         found = {kind: await self._kube.resources(kind) for kind in KINDS}
-        if found["AmoIntegration"] or self._integrations.is_some_gone:
+        ours = self._ours(found)
+        if ours["AmoIntegration"] or self._integrations.is_some_gone:
             await self._fleet.look(self._clock())
-        for kind, resources in found.items():
+        for kind, resources in ours.items():
             for resource in resources:
                 if resource["metadata"].get("deletionTimestamp") is None:
                     await self._one(kind, resource)
                     self._beat()
         with self._noted("AmoIntegration", "of a deleted one", {}):
+            # Of all releases: one that was labelled for another is not gone, and its keys are in use.
             await self._integrations.revoke_orphans({resource["metadata"]["name"] for resource in found["AmoIntegration"]}, self._fleet)
         await self._announcements.post()
-        present = {(kind, resource["metadata"]["name"]) for kind, resources in found.items() for resource in resources}
+        present = {(kind, resource["metadata"]["name"]) for kind, resources in ours.items() for resource in resources}
         self._metrics.round_ended(self._clock(), present)
         return {kind: frozenset(resource["metadata"]["resourceVersion"] for resource in resources) for kind, resources in found.items()}
+
+    def _ours(self, found: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+        """Keep what is this release's by its label, or anybody's because it has none; say once of each other one that it is left alone."""
+        before, self._foreign = self._foreign, {}
+        ours: dict[str, list[dict[str, Any]]] = {kind: [] for kind in found}
+        for kind, resource in ((kind, resource) for kind, resources in found.items() for resource in resources):
+            release, name = foreign_release(resource, self._instance), resource["metadata"]["name"]
+            if release is None:
+                ours[kind].append(resource)
+                continue
+            self._foreign[kind, name] = release
+            if before.get((kind, name)) != release:
+                log.warning("%s %s is not looked after: its label %s names another release, %s", kind, name, INSTANCE, release)
+        return ours
 
     async def _one(self, kind: str, resource: dict[str, Any]) -> None:
         name = resource["metadata"]["name"]

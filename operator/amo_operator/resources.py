@@ -23,6 +23,7 @@ ROTATE = f"{GROUP}/rotate"
 """An annotation of an AmoIntegration: each new text asks for one rotation of what is generated."""
 GENERATION = f"{GROUP}/generation"
 """An annotation of a Job: the generation of the spec that it was made from."""
+INSTANCE = "app.kubernetes.io/instance"
 LOCK_TRIES = 5
 KEPT_SECONDS = 7 * 24 * 3600
 RESULT_FILE = "/dev/termination-log"
@@ -33,10 +34,16 @@ def labels(component: str, instance: str) -> dict[str, str]:
     """Return the labels of what belongs to this release."""
     return {
         "app.kubernetes.io/name": "amo-webhooks",
-        "app.kubernetes.io/instance": instance,
+        INSTANCE: instance,
         "app.kubernetes.io/component": component,
         "app.kubernetes.io/managed-by": FIELD_MANAGER,
     }
+
+
+def foreign_release(resource: Mapping[str, Any], instance: str) -> str | None:
+    """Name the other release that a custom resource is labelled for; one without a label is anybody's."""
+    label: str = (resource["metadata"].get("labels") or {}).get(INSTANCE) or instance
+    return None if label == instance else label
 
 
 def owner(resource: Mapping[str, Any]) -> dict[str, Any]:

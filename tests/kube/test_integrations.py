@@ -7,12 +7,14 @@ import json
 import os
 import re
 import subprocess
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from amo_operator.integrations import ORPHAN_SECONDS
 from amo_operator.keyring import fingerprint
 from amo_receiver.amocrm.keyring import url_token
 from amo_receiver.embedded.processes import wait_until
@@ -340,6 +342,24 @@ def test_another_releases_resources_are_left_alone(scene: Scene, name: str) -> N
     scene.delete(theirs["metadata"]["name"], "SchemaMigration")
     scene.apply(labelled(integration(name), "crm"))
     scene.until(lambda: scene.reason(name) == "True InStep")
+
+
+def test_one_that_is_labelled_for_another_release_keeps_its_keys(scene: Scene, name: str) -> None:
+    """It is there, so its webhooks are answered as before; it is only not looked after, which the log says once."""
+    begin(scene, name)
+    document, path = scene.document(name), scene.path("AmoIntegration", name)
+    scene.server.ask("PATCH", path, {"metadata": {"labels": {"app.kubernetes.io/instance": "argo"}}}, content_type=MERGE_PATCH)
+    told = f"AmoIntegration {name} is not looked after: its label app.kubernetes.io/instance names another release, argo"
+    scene.until(lambda: told in scene.operators[-1].log)
+    scene.change(name, accounts=["77"])
+    begun = time.monotonic()
+    scene.until(lambda: time.monotonic() - begun > 1.5 * ORPHAN_SECONDS, timeout_s=60)
+    scene.let_rounds_pass()
+    assert scene.document(name) == document
+    assert [pod.accepts(name) for pod in scene.pods] == [{fingerprint(document["keys"][0]["secret"])}] * 2
+    assert scene.operators[-1].log.count(told) == 1
+    scene.server.ask("PATCH", path, {"metadata": {"labels": None}}, content_type=MERGE_PATCH)
+    scene.until(lambda: scene.document(name)["accounts"] == ["77"])
 
 
 @pytest.mark.parametrize("damage", ["deleted", "corrupt", "older", "credentials"])
