@@ -99,6 +99,11 @@ class Cluster:
             return {}
         return next((each for each in status.get("conditions", []) if each["type"] == condition), {})
 
+    def condition_of(self, kind: str, name: str, condition: str) -> str:
+        """Return the status of a condition of one of Kubernetes' own objects; empty if there is none."""
+        found = self.get(kind, name).get("status", {}).get("conditions", [])
+        return next((str(each["status"]) for each in found if each["type"] == condition), "")
+
     def apply(self, path: Path) -> None:
         """Apply the manifests of a file, each in its own namespace."""
         self.run("kubectl", "apply", "-f", "-", stdin=path.read_text(encoding="utf-8"))

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from e2e.cluster import Cluster
 from e2e.images import Builder, programs_missing
-from e2e.release import CHART, NAME, NAMESPACE, Stand
+from e2e.release import CHART, NAME, NAMESPACE, PLAIN, Stand
+from e2e.skaffold import pipeline
 from e2e.traffic import Traffic
 from hostile.report import Report
 
@@ -68,11 +69,22 @@ def _kind() -> Iterator[None]:
         subprocess.run(["kind", "delete", "cluster", "--name", "amo-webhooks"], check=True)
 
 
+def require_room(cluster: Cluster) -> None:
+    """Refuse a cluster in which anything is that these tests would take over, and remove in the end."""
+    wanted = [
+        *(f"namespace/{name}" for name in (NAMESPACE, INGRESS, PLAIN, pipeline().release["namespace"])),
+        *(f"crd/{name}" for name in CRDS),
+    ]
+    there = cluster.run("kubectl", "get", "--ignore-not-found", "-o", "name", *wanted, "ingressclass/traefik").split()
+    assert not there, f"in this cluster are already {', '.join(there)}: the tests would take them over and remove them"
+
+
 @pytest.fixture(scope="session")
 def cluster(kubernetes: None, report: Report, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Return the cluster, with images, ingress controller and collector."""
     folder = tmp_path_factory.mktemp("images")
     found = Cluster(NAMESPACE)
+    require_room(found)
     Builder(folder, report.say).all()
     try:
         found.run("kubectl", "create", "namespace", NAMESPACE)
@@ -84,7 +96,7 @@ def cluster(kubernetes: None, report: Report, tmp_path_factory: pytest.TempPathF
             found.run("kubectl", "-n", INGRESS, "rollout", "status", f"deployment/{name}", "--timeout=120s")
         yield found
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         _remove(found)
 
 
@@ -93,6 +105,9 @@ def _remove(cluster: Cluster) -> None:
     cluster.helm("uninstall", NAME, "--ignore-not-found", "--no-hooks", "--wait", "--timeout", "60s", check=False)
     cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s", check=False)
     cluster.run("kubectl", "delete", "--ignore-not-found", "-f", str(MANIFESTS / "ingress.yaml"), "--timeout=120s", check=False)
+    # Of an upgrade that was cut off before its hooks had ended.
+    hooks = "clusterrole,clusterrolebinding"
+    cluster.run("kubectl", "delete", hooks, "-l", f"app.kubernetes.io/instance={NAME}", "--ignore-not-found", check=False)
     cluster.run("kubectl", "delete", "crd", *CRDS, "--ignore-not-found", "--timeout=60s", check=False)
 
 

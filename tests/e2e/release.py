@@ -24,11 +24,19 @@ if TYPE_CHECKING:
 
 CHART = Path(__file__).parents[2] / "charts" / "amo-webhooks"
 VALUES = Path(__file__).parent / "values.yaml"
-NAME, NAMESPACE = "amo", "amo-e2e"
+NAME, NAMESPACE, PLAIN = "amo", "amo-e2e", "amo-e2e-plain"
+"""The release, the namespace of the one under load, and that of one without the operator."""
 INTEGRATION, MIGRATION = "default", "amo-amo-webhooks"
 ROTATE = "amo-webhooks.io/rotate"
 RATE = 20
 REPLICAS = 2
+STALE = 1_500_000_000
+"""First number of the sender whose credentials stay what they were."""
+
+
+def values_for(tag: str) -> list[str]:
+    """Return Helm's options for a release of the test."""
+    return ["--values", str(VALUES), "--set-string", f"image.tag={tag}", *images.stand_ins()]
 
 
 class Stand:
@@ -38,7 +46,7 @@ class Stand:
         self.cluster = cluster
         self.traffic = traffic
         self.say = report.say
-        self.stale = Traffic(cluster, folder)
+        self.stale = Traffic(cluster, folder, first=STALE)
         self._known: dict[str, str] = {}
 
     # Helm
@@ -62,17 +70,14 @@ class Stand:
 
     def _install(self, failures: list[Exception]) -> None:
         try:
-            self.cluster.helm("install", NAME, str(CHART), *self._values(images.FIRST), "--wait", "--timeout", "5m")
+            self.cluster.helm("install", NAME, str(CHART), *values_for(images.FIRST), "--wait", "--timeout", "5m")
         except AssertionError as error:
             failures.append(AssertionError(f"{error}\n{self.cluster.state()}"))
 
     def upgrade(self, tag: str, *options: str, check: bool = True) -> str:
         """Upgrade to a release."""
-        arguments = ("upgrade", NAME, str(CHART), *self._values(tag), "--wait", *(options or ("--rollback-on-failure", "--timeout", "4m")))
+        arguments = ("upgrade", NAME, str(CHART), *values_for(tag), "--wait", *(options or ("--rollback-on-failure", "--timeout", "4m")))
         return self.cluster.helm(*arguments, check=check)
-
-    def _values(self, tag: str) -> list[str]:
-        return ["--values", str(VALUES), "--set-string", f"image.tag={tag}", *images.stand_ins()]
 
     # Keys
 

@@ -80,8 +80,11 @@ def test_a_rollback_fails_no_request(stand: Stand) -> None:
         stand.cluster.helm("rollback", "amo", "1", "--wait", "--timeout", "4m")
     assert revision(stand) == "e2e_2"
     stand.require(window)
-    used = {each["spec"]["containers"][0]["image"] for each in stand.cluster.items("pods", "-l", "app.kubernetes.io/component=service")}
-    assert used == {f"{images.SERVICE}:{images.FIRST}"}
+    stand.cluster.until(lambda: used(stand) == {f"{images.SERVICE}:{images.FIRST}"}, "only the older release runs")
+
+
+def used(stand: Stand) -> set[str]:
+    return {each["spec"]["containers"][0]["image"] for each in stand.cluster.items("pods", "-l", "app.kubernetes.io/component=service")}
 
 
 def test_a_rotation_rejects_no_request(stand: Stand) -> None:
@@ -144,12 +147,15 @@ def test_a_node_may_be_drained(stand: Stand) -> None:
     chosen = "app.kubernetes.io/instance=amo,app.kubernetes.io/component!=postgres"
     with stand.traffic.window(f"node drained and uncordoned, one of {len(nodes)}") as window:
         options = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=30s", f"--pod-selector={chosen}")
+        before = {each["metadata"]["uid"] for each in stand.cluster.items("pods", "-l", chosen)}
         stand.cluster.kubectl("drain", node, *options, check=False)
         left = [each for each in stand.cluster.items("pods", "-l", chosen) if each["status"]["phase"] == "Running"]
+        evicted = before - {each["metadata"]["uid"] for each in left}
         stand.cluster.kubectl("uncordon", node)
         for component in ("pgbouncer", "service", "operator"):
             stand.settle(component)
-    window.note = f"{len(left)} pods still running after the drain"
+    window.note = f"{len(evicted)} of {len(before)} pods evicted, {len(left)} still running after the drain"
+    assert evicted
     stand.require(window, only=(UNAVAILABLE,))
 
 
@@ -168,8 +174,9 @@ def test_a_migration_that_fails_changes_nothing(stand: Stand) -> None:
     stand.upgrade(images.SECOND)
     pods = stand.cluster.pods("service")
     with stand.traffic.window("helm upgrade whose migration fails") as window:
-        said = stand.upgrade(images.BROKEN, "--timeout", "60s", check=False)
-        stand.say(f"helm upgrade: {said.strip().splitlines()[-1][:200]}")
+        with pytest.raises(AssertionError, match="UPGRADE FAILED") as failed:
+            stand.upgrade(images.BROKEN, "--timeout", "60s")
+        stand.say(f"helm upgrade: {str(failed.value).strip().splitlines()[-1][:200]}")
         stand.cluster.until(lambda: stand.cluster.condition("schemamigration", MIGRATION).get("reason") == "MigrationFailed", "it fails")
     window.note = f"the condition says so after {time.time() - window.began:.0f} s"
     stand.require(window)
@@ -186,6 +193,18 @@ def test_a_repaired_migration_lets_the_release_through(stand: Stand) -> None:
     assert revision(stand) == "e2e_3"
 
 
+def test_an_upgrade_that_does_not_come_up_is_taken_back(stand: Stand) -> None:
+    """Helm rolls back by itself; the pods of before have served all the while."""
+    with (
+        stand.traffic.window("helm upgrade --rollback-on-failure that fails") as window,
+        pytest.raises(AssertionError, match="UPGRADE FAILED"),
+    ):
+        stand.upgrade(images.MENDED, "--rollback-on-failure", "--timeout", "40s", "--set-json", 'service.command=["false"]')
+    stand.require(window)
+    last = json.loads(stand.cluster.helm("history", NAME, "-o", "json"))[-1]
+    assert (last["status"], "Rollback" in last["description"]) == ("deployed", True), last
+
+
 def test_it_scales_under_load(stand: Stand) -> None:
     """From 2 to 4 pods and back: not one request fails."""
     with stand.traffic.window("2 → 4 → 2 replicas") as window:
@@ -200,8 +219,9 @@ def test_throughput_at_each_size(stand: Stand) -> None:
     for replicas in (1, 2, 4):
         stand.scale(replicas)
         with stand.traffic.window(f"{replicas} replicas, as fast as they answer") as window:
-            stand.traffic.start("--rate", "0", "--seconds", str(BURST_S)).wait(BURST_S * 3)
+            assert stand.traffic.start("--rate", "0", "--seconds", str(BURST_S)).wait(BURST_S * 3) == 0
         good = sum(each.is_good for each in window.answers)
+        assert good
         window.note = f"{good / BURST_S:.0f} acknowledged a second"
         assert (window.lost, window.twice) == (0, 0), window.row()
     stand.scale(REPLICAS)
@@ -270,7 +290,17 @@ def test_what_the_runbooks_say_works(stand: Stand, tmp_path: Path) -> None:
     window.note = f"{len(lines)} lines"
     assert len(lines) > 30
     assert silent == []
-    stand.require(window)
+    stand.require(window, only=(UNAVAILABLE,))
+
+
+def test_everything_that_was_ever_acknowledged_is_there(stand: Stand) -> None:
+    """Also what was sent between the windows, what was answered late, and what came twice."""
+    for sent, name in ((stand.traffic, "all of it"), (stand.stale, "the sender with old keys")):
+        window = sent.whole(name)
+        numbers = [each.number for each in window.answers]
+        window.note = f"{len(numbers) - len(set(numbers))} came twice"
+        assert len(set(numbers)) < len(numbers)
+        assert (window.lost, window.twice) == (0, 0), window.row()
 
 
 def test_uninstalling_hangs_on_nothing(stand: Stand) -> None:
