@@ -19,9 +19,19 @@ README = Path(__file__).parents[2] / "README.md"
 
 def runbook_lines(names: dict[str, str]) -> list[str]:
     """Return the runbooks' lines for kubectl, each once, with the names of this release: ``names`` has one for each word before NAME."""
-    lines = {line for page in RUNBOOKS for block in blocks(page, "sh kubectl") for line in block.splitlines()}
+    lines = _lines("kubectl")
     kinds = "|".join(names)
     return sorted(re.sub(rf"\b({kinds})([ =])NAME", lambda found: f"{found[1]}{found[2]}{names[found[1]]}", line) for line in lines)
+
+
+def runbook_upgrades(release: str, chart: Path) -> list[list[str]]:
+    """Return the arguments of the runbooks' lines for Helm, each once, for this release and chart."""
+    given = {"RELEASE": release, f"charts/{chart.name}": str(chart)}
+    return [[given.get(word, word) for word in shlex.split(line)[1:]] for line in sorted(_lines("helm"))]
+
+
+def _lines(program: str) -> set[str]:
+    return {line for page in RUNBOOKS for block in blocks(page, f"sh {program}") for line in block.splitlines()}
 
 
 def readme_lines() -> list[str]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from e2e import images
-from e2e.pages import runbook_lines, typed
-from e2e.release import INTEGRATION, MIGRATION, NAME, NAMESPACE, REPLICAS, ROTATE
+from e2e.pages import runbook_lines, runbook_upgrades, typed
+from e2e.release import CHART, INTEGRATION, MIGRATION, NAME, NAMESPACE, REPLICAS, ROTATE
 from e2e.stranger import Stranger
 from e2e.traffic import LATE_S
 from factories import form_body, lead
@@ -282,12 +282,15 @@ def pod_of(span: dict[str, Any]) -> str:
 def test_what_the_runbooks_say_works(stand: Stand, tmp_path: Path) -> None:
     """Each line for kubectl, as it stands; also those that restart and scale fail no request."""
     lines = runbook_lines({"amoint": INTEGRATION, "name": INTEGRATION, "schemamig": MIGRATION, "secret": INTEGRATION})
-    with stand.traffic.window("every kubectl line of the runbooks") as window:
+    with stand.traffic.window("every line of the runbooks for kubectl and Helm") as window:
         silent = [line for line in lines if not typed(stand.cluster, line, tmp_path).strip()]
         for component in ("service", "operator"):
             stand.settle(component)
-        stand.scale(REPLICAS)
-    window.note = f"{len(lines)} lines"
+        upgrades = runbook_upgrades(NAME, CHART)
+        for arguments in upgrades:
+            stand.cluster.helm(*arguments, "--wait", "--timeout", "3m")
+    window.note = f"{len(lines)} lines for kubectl, {len(upgrades)} for Helm"
+    assert upgrades
     assert len(lines) > 30
     assert silent == []
     stand.require(window, only=(UNAVAILABLE,))

@@ -111,10 +111,12 @@ def test_a_runbook_is_complete(page: Path) -> None:
 
 @pytest.mark.parametrize("page", RUNBOOKS, ids=lambda page: page.stem)
 def test_everything_in_a_runbook_is_of_a_kind_that_is_checked(page: Path) -> None:
-    """A block is run here, or by kubectl in a cluster, or asked of Prometheus beside the dashboards; links lead somewhere."""
+    """A block is run here, or by kubectl or Helm in a cluster, or asked of Prometheus beside the dashboards; links lead somewhere."""
     text = page.read_text(encoding="utf-8")
-    assert {fence["tag"] for fence in FENCE.finditer(text)} <= {"sh", "sh kubectl", "promql"}
-    assert [line for block in blocks(page, "sh kubectl") for line in block.splitlines() if not line.startswith("kubectl ")] == []
+    assert {fence["tag"] for fence in FENCE.finditer(text)} <= {"sh", "sh kubectl", "sh helm", "promql"}
+    for program in ("kubectl", "helm"):
+        lines = [line for block in blocks(page, f"sh {program}") for line in block.splitlines()]
+        assert [line for line in lines if not line.startswith(f"{program} ")] == []
     assert [line for block in blocks(page, "sh") for line in block.splitlines() if "kubectl" in line] == []
     assert [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not (page.parent / link).exists()] == []
 
