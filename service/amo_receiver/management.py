@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def management_routes(health: Health, matches: Matches, metrics: Page) -> list[Route]:
-    """Return /livez, /readyz, /keyring and /metrics."""
+    """Return /livez, /readyz, /keyring and /metrics; /keyring tells of accounts on a port of its own only, which strangers do not reach."""
 
     async def livez(_: Request) -> JSONResponse:
         return JSONResponse({"status": "alive"})
@@ -32,8 +32,8 @@ def management_routes(health: Health, matches: Matches, metrics: Page) -> list[R
         obstacles = health.obstacles()
         return JSONResponse({"status": "not ready" if obstacles else "ready", "obstacles": obstacles}, 503 if obstacles else 200)
 
-    async def keyring(_: Request) -> JSONResponse:
-        return JSONResponse(matches.report(health.current.keyring))
+    async def keyring(request: Request) -> JSONResponse:
+        return JSONResponse(matches.report(health.current.keyring, with_accounts=getattr(request.app.state, "is_private", False)))
 
     async def page(request: Request) -> Response:
         content, content_type = await metrics.render(request.headers.get("accept", ""))
@@ -58,7 +58,9 @@ async def managed(settings: Settings, routes: list[Route]) -> AsyncIterator[None
         yield
         return
     host, port = settings.management_host, settings.management_port
-    config = uvicorn.Config(Starlette(routes=routes), host=host, port=port, log_config=None, access_log=False, lifespan="off")
+    app = Starlette(routes=routes)
+    app.state.is_private = True
+    config = uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, lifespan="off")
     server = SecondServer(config)
     serving = asyncio.create_task(server.serve())
     try:
