@@ -40,6 +40,13 @@ def labels(component: str, instance: str) -> dict[str, str]:
     }
 
 
+NOT_PRUNED = {
+    "argocd.argoproj.io/compare-options": "IgnoreExtraneous",
+    "argocd.argoproj.io/sync-options": "Prune=false",
+}
+"""Argo CD takes what bears the release's label for its own, and would prune what no chart renders: all keys at once."""
+
+
 def foreign_release(resource: Mapping[str, Any], instance: str) -> str | None:
     """Name the other release that a custom resource is labelled for; one without a label is anybody's."""
     label: str = (resource["metadata"].get("labels") or {}).get(INSTANCE) or instance
@@ -64,7 +71,7 @@ def secret(name: str, instance: str, data: Mapping[str, str], **metadata: Any) -
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": name, "labels": labels("keyring", instance), **metadata},
+        "metadata": {"name": name, "labels": labels("keyring", instance), "annotations": NOT_PRUNED, **metadata},
         "data": {key: base64.b64encode(value.encode()).decode() for key, value in data.items()},
     }
 
