@@ -160,9 +160,21 @@ async def test_an_account_that_only_a_body_names_is_shown_if_it_looks_like_one(
     assert place.attributes()["amo.account_id"] == shown
 
 
-async def test_an_account_that_is_signed_for_is_shown_as_it_is(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever holds the secret has named it in the header, and no body."""
+@pytest.mark.parametrize(
+    ("account", "shown"),
+    [
+        ("acme-shop", "acme-shop"),
+        ("79995550011", "79995550011"),
+        ("Marked Name", "other"),
+        ("marked@example.test", "other"),
+        ("Имя", "other"),
+    ],
+)
+async def test_an_account_that_is_signed_for_is_shown_if_it_is_a_plain_word(
+    place: Place, caplog: pytest.LogCaptureFixture, account: str, shown: str
+) -> None:
+    """Whoever holds the secret has named it in the header, and no body; the line and the span say the same."""
     caplog.set_level("INFO")
-    assert await place.post([{"type": "http.request", "body": b'{"leads":{"add":[{"id":5}]}}'}], PATH, signed_headers("acme-shop")) == 200
-    assert "Webhook signature verified for account: acme-shop" in [message for message, _ in lines(caplog, "INFO")]
-    assert place.attributes()["amo.account_id"] == "acme-shop"
+    assert await place.post([{"type": "http.request", "body": b'{"leads":{"add":[{"id":5}]}}'}], PATH, signed_headers(account)) == 200
+    assert f"Webhook signature verified for account: {shown}" in [message for message, _ in lines(caplog, "INFO")]
+    assert place.attributes()["amo.account_id"] == shown

@@ -26,7 +26,7 @@ from opentelemetry.semconv.attributes import url_attributes as url
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from amo_receiver.amocrm.words import ENTITIES
+from amo_receiver.amocrm.words import ENTITIES, account_word
 from amo_receiver.telemetry.spans import MOST_ENTITY_ACTIONS, Remote, entity_actions, parse_traceparent
 from amo_receiver.telemetry.tracing import Tracing
 
@@ -271,7 +271,7 @@ def test_words_that_are_not_amocrms_are_not_shown(hostile: str) -> None:
     written = Written()
     tracing = written.tracing()
     shown = entity_actions([Event(hostile, "add"), Event("leads", hostile), Event("leads", "add")])
-    tracing.end_accept(tracing.accept(None, 0), TOKEN_ROUTE, 200, "success", account_id=hostile + "@", kinds=shown)
+    tracing.end_accept(tracing.accept(None, 0), TOKEN_ROUTE, 200, "success", account_id=account_word(hostile + "@"), kinds=shown)
     values = {each.key: each.value for each in written.only().attributes}
     assert [each.string_value for each in values["amo.entity_actions"].array_value.values] == ["other.add", "leads.other", "leads.add"]
     assert values["amo.account_id"].string_value == "other"
@@ -283,7 +283,8 @@ def test_a_megabyte_in_place_of_a_word_is_not_kept() -> None:
     megabyte = "x" * 1_000_000
     references = sys.getrefcount(megabyte)
     tracing = Written().tracing()
-    tracing.end_accept(tracing.accept(None, 0), TOKEN_ROUTE, 200, "success", account_id=megabyte, kinds=entity_actions([Event(megabyte)]))
+    who, kinds = account_word(megabyte, is_credentials=True), entity_actions([Event(megabyte)])
+    tracing.end_accept(tracing.accept(None, 0), TOKEN_ROUTE, 200, "success", account_id=who, kinds=kinds)
     assert sys.getrefcount(megabyte) == references
     assert entity_actions([Event(megabyte + str(n)) for n in range(100)]) == ("other.update",)
 

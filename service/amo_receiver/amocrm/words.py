@@ -1,6 +1,7 @@
 """amoCRM's own words: the only ones out of a body that logs, spans, metrics and notifications show.
 
-An authentic body may have any others in their place, a name or a phone too. Rows keep what was sent.
+An authentic body may have any others in their place, a name or a phone too. Rows keep what was sent. Whoever tells of a delivery asks
+here first; what writes and encodes does not ask again.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ ACTIONS = frozenset({
     "add", "update", "delete", "restore", "status", "responsible", "note", "mail_in", "call_in", "chat", "site_visit", "period", "",
 })  # fmt: skip
 """Those of its Digital Pipeline included. An unparsed body has no action."""
-ACCOUNT = re.compile(r"[0-9]{0,9}|subdomain:[a-z0-9-]{1,63}")
+BODYS_ACCOUNT = re.compile(r"[0-9]{0,9}|subdomain:[a-z0-9-]{1,63}")
 """Fewer digits than a phone has."""
+CREDENTIALS_ACCOUNT = re.compile(r"[\w.:-]{0,255}", re.ASCII)
 
 
 def entity_word(entity: str) -> str:
@@ -36,6 +38,6 @@ def kind_word(entity: str, action: str) -> str:
     return f"{entity_word(entity)}.{action_word(action)}".rstrip(".")
 
 
-def account_word(account_id: str) -> str:
-    """Return an account that only a body names, if it looks like one of amoCRM's."""
-    return account_id if ACCOUNT.fullmatch(account_id) else OTHER
+def account_word(account_id: str, *, is_credentials: bool = False) -> str:
+    """Return an account if it looks like one of amoCRM's, or is any plain word that a credential was given for: no body chose it."""
+    return account_id if (CREDENTIALS_ACCOUNT if is_credentials else BODYS_ACCOUNT).fullmatch(account_id) else OTHER

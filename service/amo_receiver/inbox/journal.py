@@ -169,8 +169,10 @@ def _ids(arrival: Arrival) -> dict[str, str]:
 
 
 def _account(permit: Permit, delivery: Delivery | None) -> str:
-    """Return whose delivery it is: what its credential says, as it is; what only a body says may be anything."""
-    return permit.account_id or (account_word(delivery.account_id) if delivery else "")
+    """Return whose delivery it is, as it may be shown: what its credential says, or else its body."""
+    if permit.account_id:
+        return account_word(permit.account_id, is_credentials=True)
+    return account_word(delivery.account_id) if delivery else ""
 
 
 def outline(events: list[Event]) -> str:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from amo_receiver.amocrm.words import OTHER, kind_word
+from amo_receiver.amocrm.words import kind_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,15 +23,12 @@ Value: TypeAlias = str | int | tuple[str, ...]
 SAMPLED, RANDOM_TRACE_ID = 1, 2
 INTERNAL, SERVER, CLIENT = 1, 2, 3
 MOST_ENTITY_ACTIONS = 10
-LONGEST_KEPT = 256
-"""Characters of an account; it is shown only if it has fewer."""
 SERVER_ERRORS = 500
 UUID_CHARS = 36
 SHAPES_KEPT = 2048
 
 TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 NO_TRACE_ID, NO_SPAN_ID = bytes(16), bytes(8)
-ACCOUNT = re.compile(r"[\w.:-]{0,255}", re.ASCII)
 
 
 class Remote(NamedTuple):
@@ -165,7 +162,7 @@ def accept_span(span: OpenSpan, end_ns: int, delivery_id: str, account_id: str, 
 @lru_cache(SHAPES_KEPT)
 def account_attribute(account_id: str) -> bytes:
     """Encode whose delivery it is; apart from the shapes, because there are many accounts and few shapes."""
-    return encode_attributes({"amo.account_id": account_id if ACCOUNT.fullmatch(account_id) else OTHER})
+    return encode_attributes({"amo.account_id": account_id})
 
 
 @lru_cache(SHAPES_KEPT)

@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from amo_receiver.telemetry.spans import (
-    LONGEST_KEPT,
     RANDOM_TRACE_ID,
     SAMPLED,
     OpenSpan,
@@ -79,10 +78,13 @@ class Tracing:
         key_kind: str = "",
         key_fingerprint: str = "",
     ) -> None:
-        """End a delivery's span; ``outcome``: success, partial or the error's type; ``kinds``: see ``entity_actions``."""
+        """End a delivery's span.
+
+        ``outcome``: success, partial or the error's type; ``account_id``: see ``account_word``; ``kinds``: see ``entity_actions``.
+        """
         if span.flags & SAMPLED:
             shape = accept_shape(route, status, outcome, kinds, events, key_kind, key_fingerprint)
-            self._export(accept_span(span, self._clock(), delivery_id, account_id[:LONGEST_KEPT], shape))
+            self._export(accept_span(span, self._clock(), delivery_id, account_id, shape))
 
     def end_batch(self, span: OpenSpan, accepts: Iterable[OpenSpan], deliveries: int, events: int, error_type: str = "") -> None:
         """End a group commit's span; ``error_type`` where nothing of it was stored."""
