@@ -9,6 +9,7 @@ from amo_operator.evidence import Change
 from amo_operator.keyring import KINDS, Key, Retired, bounded
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from datetime import datetime
 
     from amo_operator.keyring import Farewell, KeyKind, Keyring, KeyState
@@ -53,11 +54,13 @@ class Draft:
         self.keyring = replace(self.keyring, keys=keys, retired=retired)
         self.note(farewell.capitalize(), f"{key.kind} {key.fingerprint} is {farewell}: it is refused from now on.")
 
-    def bar(self, kind: KeyKind, name: str) -> None:
-        """Note that a key which is not there must never be."""
-        retired = bounded((*self.keyring.retired, Retired(kind, name, "revoked", self.now)))
-        self.keyring = replace(self.keyring, retired=retired)
-        self.note("Revoked", f"{name} is revoked: it is not in the keyring and never will be.")
+    def bar(self, kind: KeyKind, names: Collection[str]) -> None:
+        """Note that keys which are not there must never be; those noted before count as noted now, so that none is crowded out."""
+        kinds = {each.fingerprint: each.kind for each in self.keyring.retired}
+        barred = [Retired(kinds.get(name, kind), name, "revoked", self.now) for name in sorted(names)]
+        self.keyring = replace(self.keyring, retired=bounded((*self.keyring.retired, *barred)))
+        for name in sorted(set(names) - kinds.keys()):
+            self.note("Revoked", f"{name} is revoked: it is not in the keyring and never will be.")
 
     def begin(self, since: datetime) -> None:
         """Let the time of the keys that are there since then begin now."""

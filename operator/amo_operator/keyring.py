@@ -26,6 +26,8 @@ KINDS: tuple[KeyKind, ...] = get_args(KeyKind)
 
 DOCUMENT_VERSION = 1
 MOST_RETIRED = 50
+MOST_REVOKED = 100
+"""As many as a spec may name: whatever it names is remembered."""
 MOST_SECRET_BYTES = 4096
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 """Since when a key is there of which nobody noted it: the rotation begins its time anew."""
@@ -121,10 +123,11 @@ def credentials(keyring: Keyring, *, is_generated: bool) -> dict[str, str]:
 
 
 def bounded(retired: Iterable[Retired]) -> tuple[Retired, ...]:
-    """Keep what can be remembered, oldest first; what was revoked by a person is remembered longest."""
+    """Keep what can be remembered, oldest first: so many that are retired, and so many that a person revoked."""
     noted = {(each.kind, each.fingerprint): each for each in retired}
     oldest_first = sorted(noted.values(), key=lambda each: each.at)
-    kept = sorted(oldest_first, key=lambda each: (each.reason == "revoked", each.at))[-MOST_RETIRED:]
+    by_reason = {reason: [each for each in oldest_first if each.reason == reason] for reason in get_args(Farewell)}
+    kept = {*by_reason["retired"][-MOST_RETIRED:], *by_reason["revoked"][-MOST_REVOKED:]}
     return tuple(each for each in oldest_first if each in kept)
 
 

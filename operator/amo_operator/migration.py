@@ -114,7 +114,7 @@ def decide(spec: SchemaMigrationSpec, observed: Observed) -> Decision:
     if status.get("completedHash") == work:
         return Decision(None, status, _completed(status))
     if spec.paused:
-        return Decision(None, status, Standing("Paused", "`paused` is true: no Job is made."))
+        return Decision(None, status, _paused(status))
     if observed.job is None:
         return _start(status, observed)
     return _follow(status, work, observed.job, observed)
@@ -177,6 +177,17 @@ def _completed(status: dict[str, Any]) -> Standing:
     if status.get("outcome") == "SchemaIsLater":
         return Standing("SchemaIsLater", f"The database is at {revision}, later than this image's; it runs on it.", is_ready=True)
     return Standing("Migrated", f"The database is at {revision}.", is_ready=True)
+
+
+def _paused(status: dict[str, Any]) -> Standing:
+    """Tell what a release finds that is not migrated: the schema of before, or, until a person acts, nothing that it could run on.
+
+    It must be one of the two: who waits for something that is neither waits for ever.
+    """
+    if "completedHash" not in status:
+        return Standing("Paused", "`paused` is true: no Job is made, and none was complete before.", is_stalled=True)
+    revision = status.get("currentRevision", "an unknown revision")
+    return Standing("Paused", f"`paused` is true: no Job is made, the database stays at {revision}.", is_ready=True)
 
 
 def _start(status: dict[str, Any], observed: Observed) -> Decision:

@@ -41,9 +41,6 @@ from amo_operator.outlook import outlook
 if TYPE_CHECKING:
     from amo_operator.keyring import Key, KeyKind
 
-MOST_UNSEEN = 25
-"""How many revoked keys are noted that were never there: what is noted crowds out what was retired longest ago."""
-
 __all__ = ["Change", "Decision", "Mode", "NewSecret", "Note", "Observed", "Report", "Wanted", "decide", "lag"]
 
 
@@ -138,11 +135,9 @@ class _Turn:
                 self.draft.drop(key, "revoked")
                 if key.state == "current":
                     self._succeed(key.kind)
-        noted = self.draft.keyring.retired
-        unseen = sorted(self.wanted.revoke - {each.fingerprint for each in noted})
-        kind = next((kind for kind in KINDS if self.wanted.mode(kind)), KINDS[0])  # nobody knows: the fingerprint is what counts
-        for name in unseen[: max(0, MOST_UNSEEN - sum(each.reason == "revoked" for each in noted))]:
-            self.draft.bar(kind, name)
+        if self.wanted.revoke - {each.fingerprint for each in self.draft.keyring.retired}:
+            kind = next((kind for kind in KINDS if self.wanted.mode(kind)), KINDS[0])  # nobody knows: the fingerprint is what counts
+            self.draft.bar(kind, self.wanted.revoke)
 
     def _succeed(self, kind: KeyKind) -> None:
         successor = self.draft.keyring.one(kind, "next")

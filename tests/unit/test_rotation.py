@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_operator.evidence import CLOCK_TOLERANCE
-from amo_operator.keyring import LONG_AGO, Key, Retired, fingerprint
-from amo_operator.rotation import MOST_UNSEEN
+from amo_operator.keyring import LONG_AGO, MOST_REVOKED, Key, Retired, fingerprint
+from amo_operator.spec import AmoIntegrationSpec
 from rotations import (
     DAY,
     GENERATED,
@@ -319,13 +319,30 @@ def test_a_revoked_key_leaves_at_once_whatever_its_state(paused: bool) -> None:
 def test_a_revoked_key_that_is_not_there_is_noted(paused: bool) -> None:
     """It may come back with a backup when the spec does not name it any more; a long list does not crowd out what was retired."""
     keyring = ring(current("one"), retired=(Retired("client_secret", "0" * 12, "retired", NOW),))
-    wanted = replace(GENERATED, revoke=frozenset(f"{number:012x}" for number in range(100)), paused=paused)
+    wanted = replace(GENERATED, revoke=frozenset(f"{number:012x}" for number in range(1, MOST_REVOKED + 1)), paused=paused)
     decision = Scene(wanted, keyring).decide()
     assert decision.keyring is not None
-    noted = [each.fingerprint for each in decision.keyring.retired if each.reason == "revoked"]
-    assert noted == [f"{number:012x}" for number in range(1, MOST_UNSEEN + 1)]
+    assert {each.fingerprint for each in decision.keyring.retired if each.reason == "revoked"} == wanted.revoke
     assert keyring.retired[0] in decision.keyring.retired
     assert decision.keyring.keys == keyring.keys
+
+
+def test_a_list_of_revoked_keys_is_noted_at_once_however_many_there_were_before() -> None:
+    """Those of it that were noted longest ago do not make room for the others, or each round would note what the one before has lost."""
+    noted = tuple(Retired("url_key", f"{number:012x}", "revoked", NOW + timedelta(seconds=number)) for number in range(MOST_REVOKED))
+    keyring = ring(current("one"), retired=noted)
+    named = frozenset(f"{number:012x}" for number in (*range(5), *range(MOST_REVOKED, 2 * MOST_REVOKED - 5)))
+    scene = Scene(replace(GENERATED, revoke=named), keyring, {"now": NOW + timedelta(days=1)})
+    decision = scene.decide()
+    assert decision.keyring is not None
+    assert {each.fingerprint for each in decision.keyring.retired} == named
+    assert {each.kind for each in decision.keyring.retired if each.fingerprint in {one.fingerprint for one in noted}} == {"url_key"}
+    assert Scene(scene.wanted, decision.keyring, scene.observed).decide().changes == ()
+
+
+def test_what_a_spec_may_revoke_is_remembered() -> None:
+    """All of it, however long the list."""
+    assert MOST_REVOKED in [getattr(each, "max_length", None) for each in AmoIntegrationSpec.model_fields["revoke"].metadata]
 
 
 def test_a_revoked_input_leaves_a_person_to_act() -> None:

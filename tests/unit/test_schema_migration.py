@@ -243,10 +243,15 @@ def test_a_job_that_the_api_server_does_not_take_is_no_try() -> None:
 
 
 def test_paused_makes_no_job() -> None:
-    """What is complete stays so; what is not waits."""
-    assert (decide(spec(paused=True), FRESH).act, decide(spec(paused=True), FRESH).standing.reason) == (None, "Paused")
-    done = replace(FRESH, status={"observedGeneration": 1, "completedHash": work_hash(spec())})
-    assert decide(spec(paused=True), done).standing.is_ready
+    """What is complete stays so; what is not is left at what was complete before, and where nothing was a person has to act."""
+    never = decide(spec(paused=True), FRESH)
+    assert (never.act, never.standing.reason, never.standing.is_stalled) == (None, "Paused", True)
+    done = replace(FRESH, status={"observedGeneration": 1, "completedHash": work_hash(spec()), "currentRevision": "0001"})
+    assert decide(spec(paused=True), done).standing.reason == "Migrated"
+    later = decide(spec(paused=True, image="amo:3"), done)
+    assert (later.act, later.standing.reason, later.standing.is_ready) == (None, "Paused", True)
+    assert "stays at 0001" in later.standing.message
+    assert decide(spec(image="amo:3"), follow(later, done, None)).act == "create"
 
 
 def test_the_work_is_named_by_image_target_and_database() -> None:
