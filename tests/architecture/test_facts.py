@@ -84,7 +84,7 @@ def test_the_readmes_keyring_file_is_one() -> None:
 
 
 def test_every_row_of_the_threat_model_names_tests_that_exist() -> None:
-    """What somebody cannot do is believed because a test would fail if they could: each row names one, a function or a file."""
+    """Each row names a test, a function or a file, that exists; whether it would fail if somebody could do it, only a reader can tell."""
     section = _read(README).split("## Who could do what")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
     assert rows.pop(0) == ["who", "can", "cannot", "guarded by"]
