@@ -103,8 +103,9 @@ class Service:
         self.inbox = Inbox(settings, self.current, self.batches, self.quota)
         revisions = schema.known_revisions(settings.migrations_dir)
         self.health = Health(self.engine, self.current, revisions)
-        # A fact about the image, which its Dockerfile puts there, and nothing to be set.
-        source_revision = os.environ.get("SOURCE_REVISION", "")
+        # A fact about the image, which its Dockerfile puts there, and nothing to be set; a build that was not told it says "unknown".
+        told = os.environ.get("SOURCE_REVISION", "unknown")
+        source_revision = "" if told == "unknown" else told
         spans, role = self.telemetry.span_counts, "service" if self.accepts else "worker"
         self.metrics.attach(Sources(self.engine, lambda: not self.health.obstacles(), spans, revisions[0], source_revision, role))
         self._watch_level()
