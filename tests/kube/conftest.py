@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CRDS = Path(__file__).parents[2] / "charts" / "amo-webhooks" / "crds"
 SERVED_TIMEOUT_S = 10.0
 TOKEN_SECONDS = 3600
+UNCLOSED = r"(?s)Exception ignored in.*\nResourceWarning. unclosed (transport )?<"
+"""A socket or its transport that nobody has closed; any other error that cannot be raised fails the test."""
 _numbers = itertools.count(1)
 
 
@@ -43,8 +45,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Let the tests reach all addresses of this machine: a pod has one of its own."""
     item.add_marker(pytest.mark.allow_hosts(["127.0.0.0/8", "::1", "localhost"]))
     if "proxy" in getattr(item, "fixturenames", ()):
-        # What it cut is left to the garbage collector, which warns.
-        item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
+        # The sockets that it cut are left to the garbage collector, which warns.
+        item.add_marker(pytest.mark.filterwarnings(f"ignore:{UNCLOSED}:pytest.PytestUnraisableExceptionWarning"))
 
 
 @pytest.fixture(scope="session")
