@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pkgutil
 import re
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,13 +17,17 @@ from packaging.utils import canonicalize_name
 from sqlalchemy import CheckConstraint, Table, UniqueConstraint
 
 import amo_receiver
+from amo_operator.keyring import MOST_REVOKED
+from amo_operator.spec import AmoIntegrationSpec
 from amo_receiver import errors
 from amo_receiver.amocrm.keyring import KeyKind, KeyState
 from amo_receiver.amocrm.keyring_file import parse_source
+from amo_receiver.app import MATCHES_SECONDS
 from amo_receiver.connection import CROWDED_SECONDS, MANY_CONNECTIONS, STALL_SECONDS
 from amo_receiver.health import CACHE_SECONDS
 from amo_receiver.inbox import repository, states
 from amo_receiver.inbox.delivery import CUT_BODY_BYTES
+from amo_receiver.inbox.matches import LAG, MOST_ACCOUNTS, READ_SECONDS
 from amo_receiver.inbox.models import Base
 from amo_receiver.settings import Settings, settings_table
 from amo_receiver.telemetry.metrics_stored import QUEUE_SECONDS
@@ -33,6 +39,12 @@ README = SERVICE / "README.md"
 IMAGES = {"service": [], "operator": ["operator"]}  # folder with the requirements of an image, and the extras that they hold
 COMPILE = "uv pip compile --universal --generate-hashes --no-header --no-annotate --python-version 3.11"
 MIGRATIONS = sorted((ROOT / "migrations" / "versions").glob("*.py"))
+
+WRITTEN_MIGRATIONS = {
+    "0001_deliveries_events_cards.py": "475252c0a9f041551be04d105020fd47dc18b662bfb5888584128d9add7e24bf",
+    "0002_key_matches.py": "eb902657f495efc0906728e8b0babafc79ea93e1eee364e3d3ff555191921420",
+}
+"""The SHA-256 of each as it was first written; it stays so."""
 
 SIX_TABLES = {"deliveries", "events", "attempts", "leads", "contacts", "tokens"}
 OTHERS_BY_ACCOUNT = {"key_matches"}
@@ -111,6 +123,25 @@ def test_the_bounds_in_the_threat_model_are_those_of_the_code() -> None:
         f"({CUT_BODY_BYTES // 1024} KiB of each)",
     ):
         assert said in section
+
+
+def test_the_bounds_of_key_matches_are_those_of_the_code() -> None:
+    """How many accounts are told apart, and how often they are written: both READMEs say it, one to operators and one to developers."""
+    service, operator = _read(README), _read(ROOT / "operator" / "README.md")
+    assert f"up to {MOST_ACCOUNTS}, and `accounts_complete` is false" in service
+    assert f"Pods tell up to {MOST_ACCOUNTS} accounts of a URL key apart" in operator
+    assert f"A match less than {LAG.total_seconds():.0f} s after the one in the table" in service
+    assert {60.0: "Once a minute each process writes"}[READ_SECONDS] in service
+    assert LAG + timedelta(seconds=READ_SECONDS + 2 * MATCHES_SECONDS) <= timedelta(minutes=2), "what a killed process takes with it"
+
+
+def test_what_a_spec_may_revoke_is_what_is_remembered() -> None:
+    """However long the list: the operator's README promises it, the CRD bounds it, and the keyring keeps as many."""
+    (bound,) = [each.max_length for each in AmoIntegrationSpec.model_fields["revoke"].metadata if hasattr(each, "max_length")]
+    assert bound == MOST_REVOKED
+    page = _read(ROOT / "operator" / "README.md")
+    assert f"fingerprints, up to {bound}, of keys that are refused at once and for good" in page
+    assert f"of those no longer listed the last {MOST_REVOKED} are remembered" in page
 
 
 def test_the_keyring_is_mounted_read_only() -> None:
@@ -259,6 +290,14 @@ def test_the_schedule_in_sql_is_that_of_the_code() -> None:
     claim = re.search(r"CASE attempts WHEN 0 THEN (\d+) ELSE (\d+) END", str(repository.CLAIM))
     assert claim, "the claim's delays are no longer written out: is this comparison still needed?"
     assert [int(claim[1]), *[int(claim[2])] * (states.MAX_ATTEMPTS - 1)] == list(states.DELAYS_SECONDS.values())
+
+
+def test_a_migration_is_never_changed() -> None:
+    """A database that has run it does not run it again: what was changed would be missing there, and nobody would notice."""
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in MIGRATIONS}
+    changed = sorted(name for name, written in WRITTEN_MIGRATIONS.items() if found.get(name) != written)
+    assert changed == [], "databases have run these as they were: take the change back, and add a new migration that makes it"
+    assert found.keys() - WRITTEN_MIGRATIONS.keys() == set(), f"write a new migration down in WRITTEN_MIGRATIONS: {found}"
 
 
 # What is installed

@@ -117,6 +117,7 @@ ALERTS = {
         {"one object cannot be written": Case(19, {ERRORS: "0x5 2+2x40"})},
         {
             "the API server was away": Case(40, {ERRORS: "0x5 3+3x3 12x60"}),
+            "Events are lost": Case(40, {of("amo_operator_reconciles_total", kind="Event", outcome="error"): "0+9x40"}),
             "conflicts": Case(40, {of("amo_operator_reconciles_total", kind=INTEGRATION, outcome="conflict"): "0+9x40"}),
         },
     ),

@@ -92,11 +92,13 @@ class ServicePod:
         """Return what the management port shows."""
         report = self.keyring().report()
         for source in report:
+            is_listed = sum(key["kind"] == "url_key" for key in source["keys"]) > 1
             for key in source["keys"]:
                 matched = self.matches.get(key["fingerprint"], {})
                 key["last_matched_at"] = max(matched.values()).isoformat() if matched else None
-                key["accounts"] = {account: at.isoformat() for account, at in matched.items()}
-                key["accounts_complete"] = True
+                if is_listed and key["kind"] == "url_key":
+                    key["accounts"] = {account: at.isoformat() for account, at in matched.items()}
+                    key["accounts_complete"] = True
         return report
 
     def accepts(self, source: str) -> set[str]:

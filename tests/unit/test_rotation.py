@@ -11,7 +11,6 @@ import pytest
 
 from amo_operator.evidence import CLOCK_TOLERANCE
 from amo_operator.keyring import LONG_AGO, MOST_REVOKED, Key, Retired, fingerprint
-from amo_operator.spec import AmoIntegrationSpec
 from rotations import (
     DAY,
     GENERATED,
@@ -338,11 +337,6 @@ def test_a_list_of_revoked_keys_is_noted_at_once_however_many_there_were_before(
     assert {each.fingerprint for each in decision.keyring.retired} == named
     assert {each.kind for each in decision.keyring.retired if each.fingerprint in {one.fingerprint for one in noted}} == {"url_key"}
     assert Scene(scene.wanted, decision.keyring, scene.observed).decide().changes == ()
-
-
-def test_what_a_spec_may_revoke_is_remembered() -> None:
-    """All of it, however long the list."""
-    assert MOST_REVOKED in [getattr(each, "max_length", None) for each in AmoIntegrationSpec.model_fields["revoke"].metadata]
 
 
 def test_a_revoked_input_leaves_a_person_to_act() -> None:

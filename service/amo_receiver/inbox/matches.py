@@ -1,8 +1,8 @@
 """The last match of each key, over all processes and restarts: a rotation ends when nobody uses the old key any more.
 
 The URLs of one key are entered account by account, so its matches are kept by account. A delivery costs one assignment. What the
-processes know meets in a table: once a minute each writes what lies ahead of it and reads what the others wrote. What another process has
-just written waits for the next minute, so that a busy key costs the database one write a minute for each account, however many processes.
+processes know meets in a table: once a minute each writes what lies ahead of it and reads what the others wrote. What one of them has just
+written the others leave for the next minute, so that a busy key costs the database one write a minute for each account.
 """
 
 from __future__ import annotations
