@@ -298,6 +298,7 @@ def test_what_the_runbooks_say_works(stand: Stand, tmp_path: Path) -> None:
 
 def test_everything_that_was_ever_acknowledged_is_there(stand: Stand) -> None:
     """Also what was sent between the windows, what was answered late, and what came twice."""
+    stand.traffic.end()
     for sent, name in ((stand.traffic, "all of it"), (stand.stale, "the sender with old keys")):
         window = sent.whole(name)
         numbers = [each.number for each in window.answers]
