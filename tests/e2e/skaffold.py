@@ -102,6 +102,7 @@ class Skaffold:
 
     def __init__(self, cluster: Cluster, builder: Builder, repository: str, folder: Path) -> None:
         self.images: dict[str, str] = {}
+        self._made: set[str] = set()
         self._cluster = cluster
         self._builder = builder
         self._repository = repository
@@ -111,10 +112,13 @@ class Skaffold:
         """Build what the profile names, and load it."""
         for each in chosen.artifacts:
             docker = each.get("docker", {})
-            name = f"{self._repository}/{each['image']}:{chosen.profile or 'skaffold'}"
+            # By what it is built of, as its tag policy has it: what profiles have in common is built once.
+            name = f"{self._repository}/{each['image']}:{docker.get('target', 'release')}"
             options = [part for key, option in LOCAL_OPTIONS.items() if key in docker for part in (option, docker[key])]
             options += [f"--build-arg={one['alias']}={self.images[one['image']]}" for one in each.get("requires", [])]
-            self._builder.make(name, ROOT / each.get("context", "."), *options)
+            if name not in self._made:
+                self._builder.make(name, ROOT / each.get("context", "."), *options)
+            self._made.add(name)
             self.images[each["image"]] = name
 
     def deploy(self, chosen: Pipeline, options: Sequence[str] = ()) -> None:
