@@ -14,7 +14,8 @@ from integration.test_runbooks import RUNBOOKS, blocks
 if TYPE_CHECKING:
     from e2e.cluster import Cluster
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+READMES = [ROOT / "README.md", ROOT / "service" / "README.ru.md"]
 
 
 def runbook_lines(names: dict[str, str]) -> list[str]:
@@ -35,8 +36,8 @@ def _lines(program: str) -> set[str]:
 
 
 def readme_lines() -> list[str]:
-    """Return the README's own lines for kubectl, which name their namespace, and what is sent by the path that one of them reads."""
-    text = README.read_text(encoding="utf-8").replace("\\\n", "")
+    """Return the lines for kubectl of the READMEs, which name their namespace."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in READMES).replace("\\\n", "")
     shell = re.findall(r"^```sh\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     return [line for block in shell for line in block.splitlines() if re.match(r"(path=\$\()?kubectl ", line)]
 

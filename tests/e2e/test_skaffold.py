@@ -52,7 +52,7 @@ def test_ci_verifies_the_release_with_a_sender(skaffold: Skaffold, report: Repor
 def test_what_the_readme_says_works(skaffold: Skaffold, tmp_path: Path) -> None:
     """Its lines for kubectl, in the namespace that they name."""
     lines = readme_lines()
-    assert len(lines) == 4
+    assert len(lines) > 10
     for line in lines:
         shown = f'{line}; test "$path"' if line.startswith("path=") else line
         typed(Cluster(pipeline().release["namespace"]), shown, tmp_path)
