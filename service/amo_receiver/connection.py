@@ -115,6 +115,7 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Have all of a request."""
         self._is_whole = True
+        self._head_bytes = 0
         super().on_message_complete()
 
     def on_headers_complete(self) -> None:

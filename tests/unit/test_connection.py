@@ -188,6 +188,17 @@ async def test_a_connection_on_which_nothing_is_completed_is_hung_up_on(connecti
     assert connection.transport.aborted
 
 
+async def test_a_body_may_end_in_a_piece_of_its_own(connection: BoundedConnection, application: Application) -> None:
+    """As proxies send the end of a chunked one; nothing of the next request has come with it."""
+    application.may_answer.set()
+    for piece in (CHUNKED, b"1\r\na\r\n", b"0\r\n\r\n"):
+        connection.data_received(piece)
+    await finish(connection)
+    for _ in range(3):
+        connection._close_if_stalled()
+    assert not connection.transport.closed
+
+
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"G", CHUNKED, CHUNKED + b"1\r\na\r\n"])
 async def test_between_two_requests_a_connection_may_idle(connection: BoundedConnection, application: Application, sent: bytes) -> None:
     """As long as the setting says, which is longer than load balancers keep theirs; with anything of the next request it is stalled."""
