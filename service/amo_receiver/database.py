@@ -60,6 +60,9 @@ def connect_arguments(url: str) -> dict[str, Any]:
     return {"dsn": dsn, "timeout": timeout, "statement_cache_size": 0}
 
 
+UNREADABLE = "The database's URL cannot be read: percent-encode what is special in user and password; its port is a number from 0 to 65535."
+
+
 def span_attributes(url: str) -> dict[str, str | int]:
     """Return what spans say of the database: its name, and its server if there is only one to go to, never the user or password."""
     parts = urlsplit(url)
@@ -68,7 +71,7 @@ def span_attributes(url: str) -> dict[str, str | int]:
         try:
             named |= {"server.address": parts.hostname, "server.port": parts.port}
         except ValueError:
-            raise ConfigurationError("The port in DB_URL must be a number from 0 to 65535.") from None
+            raise ConfigurationError(UNREADABLE) from None
     return {name: value for name, value in named.items() if value}
 
 
