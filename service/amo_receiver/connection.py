@@ -113,8 +113,8 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_message_complete(self) -> None:
-        """Have all of a request."""
-        self._is_whole = True
+        """Have all of a request; what came behind the offer of an upgrade uvicorn has dropped, so that its sender may wait in vain."""
+        self._is_whole = not self.parser.should_upgrade()
         self._head_bytes = 0
         super().on_message_complete()
 

@@ -199,6 +199,16 @@ async def test_a_body_may_end_in_a_piece_of_its_own(connection: BoundedConnectio
     assert not connection.transport.closed
 
 
+async def test_behind_the_offer_of_an_upgrade_nobody_waits_for_long(connection: BoundedConnection, application: Application) -> None:
+    """What came in the same piece is gone, and its sender waits for an answer."""
+    application.may_answer.set()
+    connection.data_received(b"CONNECT /1 HTTP/1.1\r\n\r\n" + GET % 2)
+    await finish(connection)
+    for _ in range(2):
+        connection._close_if_stalled()
+    assert connection.transport.aborted
+
+
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"G", CHUNKED, CHUNKED + b"1\r\na\r\n"])
 async def test_between_two_requests_a_connection_may_idle(connection: BoundedConnection, application: Application, sent: bytes) -> None:
     """As long as the setting says, which is longer than load balancers keep theirs; with anything of the next request it is stalled."""
