@@ -136,9 +136,10 @@ class Stand:
         self.cluster.kubectl("rollout", "status", workload, "--timeout=180s")
 
     def scale(self, replicas: int) -> None:
-        """Scale the service, and wait until it is."""
-        self.cluster.kubectl("scale", "deployment", "--replicas", str(replicas), "-l", "app.kubernetes.io/component=service")
-        self.settle("service")
+        """Scale the service, and wait until it is: by Helm, for `kubectl scale` would keep the field from the next upgrade."""
+        self.cluster.helm(
+            "upgrade", NAME, str(CHART), "--reuse-values", "--set", f"service.replicas={replicas}", "--wait", "--timeout", "3m"
+        )
         self.cluster.until(lambda: len(self._service_pods()) == replicas, f"{replicas} pods of the service")
 
     def _service_pods(self) -> list[dict[str, Any]]:
