@@ -32,16 +32,18 @@ def helm() -> str:
     return found
 
 
-def template(values: Mapping[str, Any] | None = None, *options: str, apis: Iterable[str] = APIS) -> subprocess.CompletedProcess[str]:
+def template(
+    values: Mapping[str, Any] | None = None, *options: str, apis: Iterable[str] = APIS, release: str = RELEASE, namespace: str = NAMESPACE
+) -> subprocess.CompletedProcess[str]:
     """Render with these values over the chart's own, in a cluster that serves ``apis`` besides Kubernetes' own."""
-    command = [helm(), "template", RELEASE, str(CHART), "--namespace", NAMESPACE, "--values", "-", *options]
+    command = [helm(), "template", release, str(CHART), "--namespace", namespace, "--values", "-", *options]
     command += [f"--api-versions={api}" for api in apis]
     return subprocess.run(command, input=json.dumps(values or {}, ensure_ascii=False), capture_output=True, encoding="utf-8", check=False)
 
 
-def rendered(values: Mapping[str, Any] | None = None, *options: str) -> list[Manifest]:
+def rendered(values: Mapping[str, Any] | None = None, *options: str, release: str = RELEASE, namespace: str = NAMESPACE) -> list[Manifest]:
     """Return the objects of a rendering that must succeed, hooks included."""
-    done = template(values, *options)
+    done = template(values, *options, release=release, namespace=namespace)
     assert done.returncode == 0, done.stderr
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 

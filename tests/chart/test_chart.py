@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import subprocess
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +19,12 @@ from chart.rendering import (
     RELEASE,
     component,
     containers,
-    helm,
     is_hook,
     of_kind,
     one,
     pods,
     refusal,
     rendered,
-    template,
 )
 from chart.scoreboard import COLUMNS, SCOREBOARD, broken, score, unrestricted
 from chart.written import README, SCHEMA, VALUES, as_text, documented, readme, schema
@@ -243,11 +240,9 @@ def test_large_numbers_reach_the_service_as_they_are() -> None:
 
 def test_names_that_look_like_numbers_are_text() -> None:
     """Kubernetes takes no number for a label or a name."""
-    done = template({"integrations": [{"name": "2025", "clientId": "c", "urlKey": {}}]})
-    assert of_kind([each for each in yaml.safe_load_all(done.stdout) if each], "AmoIntegration")[0]["metadata"]["name"] == "2025"
-    command = [helm(), "template", "123", str(CHART), "--namespace", NAMESPACE]
-    text = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
-    labels = [pod["metadata"]["labels"] for _, pod in pods([each for each in yaml.safe_load_all(text) if each])]
+    objects = rendered({"integrations": [{"name": "2025", "clientId": "c", "urlKey": {}}]}, release="123")
+    assert of_kind(objects, "AmoIntegration")[0]["metadata"]["name"] == "2025"
+    labels = [pod["metadata"]["labels"] for _, pod in pods(objects)]
     assert {each["app.kubernetes.io/instance"] for each in labels} == {"123"}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from chart.rendering import CHART, helm, of_kind, one
+from chart.rendering import CHART, of_kind, one, rendered
 from e2e.skaffold import FILE, ROOT, destinations, pipeline, values_options, variable
 
 if TYPE_CHECKING:
@@ -21,15 +21,11 @@ PROFILES = ["", *(each["name"] for each in yaml.safe_load(FILE.read_text(encodin
 
 def deployed(profile: str, folder: Path) -> list[Manifest]:
     """Return the objects of the release as a profile deploys it."""
-    import subprocess
-
     chosen = pipeline(profile)
     release = chosen.release
+    assert ROOT / release["chartPath"] == CHART
     images = {each["image"]: f"example.test/{each['image']}:built" for each in chosen.artifacts}
-    command = [helm(), "template", release["name"], str(ROOT / release["chartPath"]), "--namespace", release["namespace"]]
-    done = subprocess.run([*command, *values_options(release, images, folder)], capture_output=True, encoding="utf-8", check=False)
-    assert done.returncode == 0, done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
+    return rendered(None, *values_options(release, images, folder), release=release["name"], namespace=release["namespace"])
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -74,10 +74,10 @@ class Stand:
         except AssertionError as error:
             failures.append(AssertionError(f"{error}\n{self.cluster.state()}"))
 
-    def upgrade(self, tag: str, *options: str, check: bool = True) -> str:
+    def upgrade(self, tag: str, *options: str) -> str:
         """Upgrade to a release."""
         arguments = ("upgrade", NAME, str(CHART), *values_for(tag), "--wait", *(options or ("--rollback-on-failure", "--timeout", "4m")))
-        return self.cluster.helm(*arguments, check=check)
+        return self.cluster.helm(*arguments)
 
     # Keys
 

@@ -26,7 +26,6 @@ LOCAL_OPTIONS = {"target": "--target", "dockerfile": "-f"}
 class Pipeline(NamedTuple):
     """The file as one profile has it."""
 
-    profile: str
     document: dict[str, Any]
 
     @property
@@ -48,7 +47,7 @@ def pipeline(profile: str = "") -> Pipeline:
     chosen = profiles[profile] if profile else {}
     for patch in chosen.get("patches", []):
         document = patched(document, patch)
-    return Pipeline(profile, document | {key: chosen[key] for key in ("verify",) if key in chosen})
+    return Pipeline(document | {key: chosen[key] for key in ("verify",) if key in chosen})
 
 
 def patched(document: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +102,7 @@ class Skaffold:
     def __init__(self, cluster: Cluster, builder: Builder, repository: str, folder: Path) -> None:
         self.images: dict[str, str] = {}
         self._made: set[str] = set()
-        self._cluster = cluster
+        self.cluster = cluster
         self._builder = builder
         self._repository = repository
         self._folder = folder
@@ -126,7 +125,7 @@ class Skaffold:
         release = chosen.release
         command = ["upgrade", "--install", release["name"], str(ROOT / release["chartPath"]), "--wait", "--timeout", "5m"]
         command += ["--create-namespace"] if release.get("createNamespace") else []
-        self._cluster.helm(*command, *values_options(release, self.images, self._folder), *options)
+        self.cluster.helm(*command, *values_options(release, self.images, self._folder), *options)
 
     def sync(self, chosen: Pipeline, changed: str, content: bytes) -> list[str]:
         """Copy a changed file into the pods that run its image; return their names."""
@@ -143,12 +142,12 @@ class Skaffold:
             member.size, member.mode = len(content), 0o644
             tar.addfile(member, io.BytesIO(content))
         pods = []
-        for pod in self._cluster.items("pods", "--field-selector=status.phase=Running"):
+        for pod in self.cluster.items("pods", "--field-selector=status.phase=Running"):
             for container in pod["spec"]["containers"]:
                 if container["image"] == image and "deletionTimestamp" not in pod["metadata"]:
                     name = pod["metadata"]["name"]
                     command = ("exec", "-i", name, "-c", container["name"], "--", "tar", "xmf", "-", "-C", "/", "--no-same-owner")
-                    self._cluster.kubectl(*command, stdin=archive.getvalue())
+                    self.cluster.kubectl(*command, stdin=archive.getvalue())
                     pods.append(name)
         return pods
 
@@ -162,10 +161,10 @@ class Skaffold:
         assert container["name"] == test["container"]["name"]
         container["image"] = self.images[test["container"]["image"]]
         name = f"job/{job['metadata']['name']}"
-        self._cluster.kubectl("delete", "--ignore-not-found", "--wait", name)
-        self._cluster.kubectl("apply", "-f", "-", stdin=json.dumps(job))
-        ended = lambda: self._cluster.get(name).get("status", {}).get("conditions")  # noqa: E731 - said where it is used
-        self._cluster.until(ended, f"the end of {name}", test["timeout"])
-        printed = self._cluster.kubectl("logs", name)
-        assert self._cluster.get(name)["status"].get("succeeded") == 1, printed
+        self.cluster.kubectl("delete", "--ignore-not-found", "--wait", name)
+        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(job))
+        ended = lambda: self.cluster.get(name).get("status", {}).get("conditions")  # noqa: E731 - said where it is used
+        self.cluster.until(ended, f"the end of {name}", test["timeout"])
+        printed = self.cluster.kubectl("logs", name)
+        assert self.cluster.get(name)["status"].get("succeeded") == 1, printed
         return printed

@@ -55,12 +55,12 @@ def test_what_the_readme_says_works(skaffold: Skaffold, tmp_path: Path) -> None:
     assert len(lines) > 10
     for line in lines:
         shown = f'{line}; test "$path"' if line.startswith("path=") else line
-        typed(Cluster(pipeline().release["namespace"]), shown, tmp_path)
+        typed(skaffold.cluster, shown, tmp_path)
 
 
 def test_a_changed_file_is_taken_over_without_a_new_image(cluster: Cluster, skaffold: Skaffold, report: Report) -> None:
     """`skaffold dev`: a webhook is accepted and traced, and a file that is copied into the pod changes what it answers."""
-    dev, own = pipeline("dev"), Cluster(pipeline().release["namespace"])
+    dev, own = pipeline("dev"), skaffold.cluster
     skaffold.build(dev)
     skaffold.deploy(dev, [*images.stand_ins(), *(WITHOUT_JAEGER if images.STAND_INS["postgres"] else ())])
     if images.STAND_INS["postgres"]:
@@ -85,7 +85,7 @@ def test_a_changed_file_is_taken_over_without_a_new_image(cluster: Cluster, skaf
 
 def test_a_debugger_can_attach(skaffold: Skaffold) -> None:
     """`skaffold run -p debug`: the service serves, and debugpy listens beside it."""
-    debug, own = pipeline("debug"), Cluster(pipeline().release["namespace"])
+    debug, own = pipeline("debug"), skaffold.cluster
     skaffold.build(debug)
     skaffold.deploy(debug, images.stand_ins())
     own.kubectl("exec", own.ready_pod("service"), "-c", "service", "--", "python3", "-c", ATTACHES)
